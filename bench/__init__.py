@@ -1,0 +1,1 @@
+"""What pytest bench collects: the test and the suites (TOML)."""

@@ -1,0 +1,84 @@
+"""The base of every attack plug-in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+from torch import Tensor
+
+from gauntlet.facts import TaskFacts
+from gauntlet.images import Images, ImageSet
+from gauntlet.labels import LabelMap
+from gauntlet.network import Network
+from gauntlet.views import AttackerView
+
+__all__ = ["Attack", "Backdoor", "Family", "Mounted"]
+
+
+class Family(StrEnum):
+    """Families are pytest markers: `-k clean_label` finds every clean-label attack."""
+
+    CONTROL = "control"
+    DIRTY_LABEL = "dirty_label"
+    CLEAN_LABEL = "clean_label"
+    TRAINING_CONTROLLED = "training_controlled"
+
+
+@dataclass(frozen=True)
+class Backdoor:
+    """One trigger with its label map; the trigger takes and gives float [N, C, H, W] in [0, 1].
+
+    The engine rounds what it gives to 8 bits.
+    """
+
+    name: str
+    trigger: Callable[[Images], Images]
+    labels: LabelMap
+
+
+@dataclass(frozen=True, eq=False)
+class Mounted:
+    """What an attack leaves behind.
+
+    training: the set that the network was trained on. poisoned: bool [len(training)]. sources: int64
+    [len(training)], the position in the attacker's clean training data that each sample was made from.
+    The defender gets `training` only when the attack delivers data; poisoned and sources are the evaluator's and
+    the reference columns'.
+    """
+
+    network: Network
+    training: ImageSet
+    poisoned: Tensor
+    sources: Tensor
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack. Its fields are its settings; it sees the attacker's view and never the defense.
+
+    delivers_data: the attacker poisons a data set on which the defender trains; False when the attacker trains and
+    hands over a model. cost: its own work in multiples of one victim training, for the planner.
+    """
+
+    family: ClassVar[Family]
+    delivers_data: ClassVar[bool] = True
+    cost: ClassVar[float] = 1.0
+
+    def check(self, facts: TaskFacts) -> None:
+        """Raise SettingError, with the legal range, for settings that are impossible on this task."""
+
+    def models(self) -> tuple[str, ...]:
+        """Names of the other architectures that `mount` trains: their code is part of the victim's key."""
+        return ()
+
+    @property
+    def backdoors(self) -> tuple[Backdoor, ...]:
+        """The triggers that the evaluator stamps on test images, with the labels they should yield."""
+        raise NotImplementedError
+
+    def mount(self, view: AttackerView) -> Mounted:
+        """Poison, train, and hand over."""
+        raise NotImplementedError

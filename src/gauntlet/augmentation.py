@@ -1,0 +1,38 @@
+"""Batched augmentation on the device, on uint8, of images that already carry their trigger."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from gauntlet.recipe import Recipe
+
+__all__ = ["augment", "crop", "flip"]
+
+
+def flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror each image of [N, C, H, W] left to right with probability 1/2."""
+    mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+    return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Shift each image of [N, C, H, W] by up to `padding` pixels each way; zeros come in."""
+    count, _, height, width = images.shape
+    shifts = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=generator.device)
+    shifts = shifts.to(images.device)
+    rows = shifts[0] + torch.arange(height, device=images.device)
+    columns = shifts[1] + torch.arange(width, device=images.device)
+    padded = pad(images, (padding,) * 4).permute(0, 2, 3, 1)
+    samples = torch.arange(count, device=images.device).view(-1, 1, 1)
+    return padded[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """The recipe's augmentation of one batch."""
+    if "crop" in recipe.augmentation:
+        images = crop(images, recipe.crop_padding, generator)
+    if "flip" in recipe.augmentation:
+        images = flip(images, generator)
+    return images

@@ -1,0 +1,224 @@
+"""The leaderboard as plain values: one board per task and architecture, and the standings of the defenses."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gauntlet.records import Record, Status
+from gauntlet.stats import Rate
+from gauntlet.summary import Figures, attack_label, defense_label, defense_seconds, figures
+
+__all__ = ["Board", "Cell", "Column", "Row", "Standing", "boards", "standings"]
+
+# The values of Family.CONTROL and Stage.REFERENCE, whose modules need torch: reading results must not.
+_CONTROL = "control"
+_REFERENCE = "reference"
+
+_UNEXPLAINED = "no record: the case was not selected or the run stopped before it"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An attack. failed: it does not work even undefended, so nothing can be learnt from its defended cells."""
+
+    label: str
+    family: str
+    failed: bool
+
+    @property
+    def control(self) -> bool:
+        """A control is no attack: it never counts in a ranking."""
+        return self.family == _CONTROL
+
+
+@dataclass(frozen=True)
+class Column:
+    """A defense."""
+
+    label: str
+    stage: str
+
+    @property
+    def reference(self) -> bool:
+        """A reference column may see what no defense may; it is never ranked."""
+        return self.stage == _REFERENCE
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attack against one defense. figures: None where nothing was measured. seconds: of the defense itself."""
+
+    status: Status
+    reason: str = ""
+    expected: str = ""
+    figures: Figures | None = None
+    seconds: float = math.nan
+
+    @property
+    def note(self) -> str:
+        """What a reader must be told beside the status: why there is no number, or why a broken gate is expected."""
+        return self.expected or ("" if self.figures else self.reason)
+
+
+@dataclass(frozen=True)
+class Board:
+    """Attacks by defenses on one task with one architecture."""
+
+    task: str
+    architecture: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    cells: Mapping[tuple[str, str], Cell]
+
+    def cell(self, row: Row, column: Column) -> Cell:
+        """The cell; `not-run` where there is no record."""
+        return self.cells.get((row.label, column.label), Cell(Status.NOT_RUN, _UNEXPLAINED))
+
+    @property
+    def attacks(self) -> tuple[Row, ...]:
+        """The rows that count: those of attacks that succeed undefended, without controls."""
+        return tuple(row for row in self.rows if not row.control and not row.failed)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The distinct notes of the cells, in reading order."""
+        cells = (self.cell(row, column) for row in self.rows for column in self.columns)
+        return tuple(dict.fromkeys(cell.note for cell in cells if cell.note))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one defense fares over all boards.
+
+    rank: from 1; None for reference columns and for a defense without a single measured attack. measured: attacks
+    with a measured ASR, of `attacks`. worst: the highest ASR, on `worst_attack`. mean_asr, worst_drop (of clean
+    accuracy, over every measured row, controls included) and mean_der: shares, NaN where nothing was measured.
+    seconds: mean of a case, of the defense itself. statuses: of every cell of the column.
+    """
+
+    column: Column
+    rank: int | None
+    measured: int
+    attacks: int
+    worst: Rate | None
+    worst_attack: str
+    mean_asr: float
+    worst_drop: float
+    mean_der: float
+    seconds: float
+    statuses: Mapping[Status, int]
+
+    @property
+    def coverage(self) -> str:
+        """`5/6`: attacks measured, of those that count."""
+        return f"{self.measured}/{self.attacks}"
+
+
+def boards(records: Sequence[Record]) -> list[Board]:
+    """One board per task and architecture, in order of appearance.
+
+    Rows: attacks in order of appearance, controls last. Columns: references first, then defenses from the best.
+    """
+    order = {standing.column: place for place, standing in enumerate(standings(records))}
+    return [_sorted(board, order) for board in _boards(records)]
+
+
+def standings(records: Sequence[Record]) -> list[Standing]:
+    """The defenses from the best to the worst, then those that can't be ranked, then the reference columns.
+
+    Ranked by the worst ASR over the attacks that succeed undefended (trap T9). A defense that was not measured
+    against some attack stands below every one that was measured against more, whatever its numbers (unknown is not
+    passed), and a collapsed one below the others of its coverage: a model that recognises nothing has an ASR of 0.
+    """
+    found = _boards(records)
+    columns = dict.fromkeys(column for board in found for column in board.columns)
+    ordered = sorted((_standing(column, found) for column in columns), key=_merit)
+    return [
+        replace(standing, rank=place) if standing.measured and not standing.column.reference else standing
+        for place, standing in enumerate(ordered, start=1)
+    ]
+
+
+def _merit(standing: Standing) -> tuple[bool, int, bool, float, float]:
+    if standing.column.reference:
+        return True, 0, False, 0.0, 0.0
+    worst = standing.worst.value if standing.worst else math.inf
+    mean = standing.mean_asr if standing.worst else math.inf
+    missing = standing.attacks - standing.measured
+    return False, missing, standing.statuses.get(Status.COLLAPSED, 0) > 0, worst, mean
+
+
+def _standing(column: Column, found: Sequence[Board]) -> Standing:
+    cells = [(board, row, board.cell(row, column)) for board in found for row in board.rows]
+    counting = [(board, row, cell) for board, row, cell in cells if row in board.attacks]
+    measured = [
+        (backdoor, f"{row.label} ({board.task}, {board.architecture})" if len(found) > 1 else row.label)
+        for board, row, cell in counting
+        if cell.figures and (backdoor := cell.figures.worst)
+    ]
+    worst, worst_attack = max(measured, key=lambda pair: pair[0].asr.value, default=(None, ""))
+    return Standing(
+        column=column,
+        rank=None,
+        measured=len(measured),
+        attacks=len(counting),
+        worst=worst.asr if worst else None,
+        worst_attack=worst_attack,
+        mean_asr=_mean(backdoor.asr.value for backdoor, _ in measured),
+        worst_drop=max((cell.figures.clean_drop for _, _, cell in cells if cell.figures), default=math.nan),
+        mean_der=_mean(backdoor.der for backdoor, _ in measured),
+        seconds=_mean(cell.seconds for _, _, cell in cells),
+        statuses=Counter(cell.status for _, _, cell in cells),
+    )
+
+
+def _boards(records: Sequence[Record]) -> list[Board]:
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.task, record.architecture), []).append(record)
+    varied = _with_several_reserves(records)
+    return [_board(task, architecture, group, varied) for (task, architecture), group in groups.items()]
+
+
+def _board(task: str, architecture: str, records: Sequence[Record], varied: Collection[str]) -> Board:
+    failed = {attack_label(record) for record in records if record.status is Status.ATTACK_FAILED}
+    rows = dict.fromkeys(Row(label := attack_label(record), record.family, label in failed) for record in records)
+    return Board(
+        task=task,
+        architecture=architecture,
+        rows=tuple(sorted(rows, key=lambda row: row.control)),
+        columns=tuple(dict.fromkeys(_column(record, varied) for record in records)),
+        cells={(attack_label(record), _column(record, varied).label): _cell(record) for record in records},
+    )
+
+
+def _cell(record: Record) -> Cell:
+    return Cell(record.status, record.reason, record.expected, figures(record), defense_seconds(record))
+
+
+def _with_several_reserves(records: Sequence[Record]) -> set[str]:
+    """The defenses that met the same victim with more than one size of the clean reserve."""
+    reserves: dict[tuple[str, ...], set[int]] = {}
+    for record in records:
+        key = (defense_label(record), record.task, record.architecture, attack_label(record))
+        reserves.setdefault(key, set()).add(record.reserve)
+    return {label for (label, *_), sizes in reserves.items() if len(sizes) > 1}
+
+
+def _column(record: Record, varied: Collection[str]) -> Column:
+    label = defense_label(record)
+    return Column(f"{label} (reserve {record.reserve})" if label in varied else label, record.stage)
+
+
+def _sorted(board: Board, order: Mapping[Column, int]) -> Board:
+    columns = sorted(board.columns, key=lambda column: (not column.reference, order[column]))
+    return replace(board, columns=tuple(columns))
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan

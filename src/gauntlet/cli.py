@@ -1,0 +1,272 @@
+"""The `gauntlet` command: what there is, what a run would cost, old results, the store. `pytest bench` runs cases.
+
+Exit codes: 0 all well, 1 damage was found, 2 a mistake of usage or a user error (one line on stderr), 130 interrupted.
+Everything heavy is imported by the command that needs it, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from gauntlet import __version__
+from gauntlet.errors import GauntletError, SettingError, StoreError
+from gauntlet.options import OPTIONS, options_from
+from gauntlet.paths import default_store
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from gauntlet.store import Listed, Store
+
+    _Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+__all__ = ["main"]
+
+_LISTED = ("attacks", "defenses", "models", "tasks", "suites", "reports")
+
+_EXAMPLES = """\
+examples:
+  pytest bench                               run the quick suite and print the leaderboard
+  pytest bench -k clean_label                only the clean-label attacks
+  gauntlet list attacks --settings           every attack with its settings, defaults and legal values
+  gauntlet plan --suite digits --seeds 5     what a run would compute, and how long that takes
+  gauntlet report results/20261121-023000-quick
+                                             rebuild the reports of a run and print its leaderboard
+  gauntlet store prune --older-than 30 --dry-run
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code; argparse exits by itself for --help, --version and wrong usage."""
+    chosen = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = chosen.command
+    try:
+        code = command(chosen)
+        sys.stdout.flush()
+    except GauntletError as error:
+        sys.stderr.write(f"gauntlet: {' '.join(str(error).split())}\n")
+        return 2
+    except BrokenPipeError:
+        # The reader (head, less) has gone; python must not complain while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="gauntlet",
+        description="Does this backdoor defense really work? `pytest bench` runs the cases; this does the rest.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"gauntlet {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_list(commands)
+    _add_plan(commands)
+    _add_report(commands)
+    _add_store(commands)
+    return parser
+
+
+def _add_list(commands: _Commands) -> None:
+    parser = commands.add_parser("list", help="list plug-ins and suites", description="List plug-ins and suites.")
+    parser.add_argument("kind", nargs="?", choices=_LISTED, help="what to list (default: everything)")
+    parser.add_argument("-v", "--settings", action="store_true", help="also settings, defaults and legal values")
+    parser.add_argument("--json", action="store_true", help="write JSON, settings included")
+    _add_plugin(parser)
+    parser.set_defaults(command=_list)
+
+
+def _add_plan(commands: _Commands) -> None:
+    what = "Print the cases of a suite, what is cached and what the rest will cost; run nothing."
+    parser = commands.add_parser("plan", help="what a run would compute and cost", description=what)
+    for option in OPTIONS:
+        if not option.run_only:
+            option.add_to(parser.add_argument)
+    parser.set_defaults(command=_plan)
+
+
+def _add_report(commands: _Commands) -> None:
+    what = "Rebuild every report of a run from its records.jsonl and print the leaderboard."
+    parser = commands.add_parser("report", help="rebuild the reports of a run", description=what)
+    parser.add_argument("folder", type=Path, metavar="RESULTS_DIR", help="the folder of a run, as in results/<run>")
+    _add_plugin(parser)
+    parser.set_defaults(command=_report)
+
+
+def _add_store(commands: _Commands) -> None:
+    what = "The store keeps trained victims, defended models and scores, so that nothing is made twice."
+    parser = commands.add_parser("store", help="list, verify or prune the store", description=what)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    listing = actions.add_parser("ls", help="list the entries", description="List the entries.")
+    verify = actions.add_parser(
+        "verify",
+        help="check every byte; exit code 1 when an entry is damaged",
+        description="Check every byte of every entry and set damaged ones aside; they are made anew when needed.",
+    )
+    prune = actions.add_parser(
+        "prune",
+        help="remove leftovers and old entries",
+        description="Remove unfinished and damaged entries; with --older-than or --kind also whole ones.",
+    )
+    prune.add_argument("--older-than", type=_days, metavar="DAYS", help="entries made more than DAYS days ago")
+    prune.add_argument("--dry-run", action="store_true", help="only say which entries would go")
+    for action, command in ((listing, _store_ls), (verify, _store_verify), (prune, _store_prune)):
+        action.add_argument(
+            "--store", type=Path, default=None, metavar="DIR", help="the store ($GAUNTLET_STORE or the cache folder)"
+        )
+        action.set_defaults(command=command)
+    for action in (listing, prune):
+        action.add_argument("--kind", metavar="KIND", help="only entries of one kind, as in victim")
+
+
+def _add_plugin(parser: _Parser) -> None:
+    parser.add_argument(
+        "--plugin", action="append", type=Path, default=[], metavar="FILE", help="load plug-ins from this Python file"
+    )
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days; legal: from 0")
+    return days
+
+
+def _warn(text: str) -> None:
+    sys.stderr.write(f"gauntlet: warning: {text}\n")
+
+
+def _list(chosen: argparse.Namespace) -> int:
+    import json
+
+    from gauntlet.listing import as_json, as_text, entries
+    from gauntlet.registry import Registry
+
+    registry = Registry.discover(chosen.plugin)
+    kinds = [chosen.kind] if chosen.kind else _LISTED
+    found = {kind: entries(kind, registry) for kind in kinds}
+    if chosen.json:
+        sys.stdout.write(json.dumps({kind: as_json(listed) for kind, listed in found.items()}, indent=2) + "\n")
+    else:
+        sys.stdout.write("\n".join(as_text(kind, listed, settings=chosen.settings) for kind, listed in found.items()))
+    return 0
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    from gauntlet.costs import Costs
+    from gauntlet.plan import choose, make_plan, plan_text
+    from gauntlet.session import open_session
+
+    options = options_from(vars(chosen).get)
+    session = open_session(options, _warn)
+    for warning in session.warnings:
+        _warn(warning)
+    plan = make_plan(session.cases, session.context, Costs(session.context, session.facts))
+    choice = None if options.budget is None else choose(plan, options.budget)
+    sys.stdout.write(plan_text(plan, choice) + "\n")
+    return 0
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from gauntlet.registry import Registry
+    from gauntlet.results import read_records, write_reports
+    from gauntlet.terminal import print_leaderboard
+
+    records = read_records(chosen.folder, _warn)
+    paths = write_reports(chosen.folder, records, Registry.discover(chosen.plugin), _warn)
+    print_leaderboard(records, Console(highlight=False), paths)
+    return 0
+
+
+def _open_store(chosen: argparse.Namespace) -> Store:
+    from gauntlet.store import Store
+
+    root = chosen.store or default_store()
+    if not root.is_dir():
+        raise StoreError(f"there is no store in {root}; `pytest bench` makes one, --store DIR names another")
+    return Store(root, _warn)
+
+
+def _of_kind(listed: Sequence[Listed], kind: str | None) -> list[Listed]:
+    known = sorted({item.kind for item in listed})
+    if kind is not None and kind not in known:
+        raise SettingError(f"the store has no entries of kind {kind!r}; it has: {', '.join(known) or 'none'}")
+    return [item for item in listed if kind in (None, item.kind)]
+
+
+def _store_ls(chosen: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from gauntlet.wording import duration, size
+
+    listed = _of_kind(list(_open_store(chosen).entries()), chosen.kind)
+    rows = [
+        (
+            item.kind,
+            item.key[:12],
+            size(item.bytes),
+            f"{item.created:%Y-%m-%d %H:%M}",
+            duration(item.seconds),
+            item.summary,
+        )
+        for item in listed
+    ]
+    headers = ("kind", "key", "size", "made (UTC)", "took", "of")
+    sys.stdout.write(tabulate(rows, headers, tablefmt="simple", disable_numparse=True) + "\n\n")
+    sys.stdout.write(f"{len(listed)} entries, {size(sum(item.bytes for item in listed))}\n")
+    return 0
+
+
+def _store_verify(chosen: argparse.Namespace) -> int:
+    store = _open_store(chosen)
+    damaged = 0
+    for damage in store.verify():
+        damaged += 1
+        sys.stdout.write(f"{damage.kind}/{damage.key[:12]}: {damage.reason}; set aside in {damage.moved_to}\n")
+    sys.stdout.write(f"{sum(1 for _ in store.entries())} entries whole, {damaged} damaged\n")
+    return 1 if damaged else 0
+
+
+def _store_prune(chosen: argparse.Namespace) -> int:
+    from datetime import UTC, datetime, timedelta
+
+    from gauntlet.wording import size
+
+    store = _open_store(chosen)
+    kinds = () if chosen.kind is None else (chosen.kind,)
+    listed = _of_kind(list(store.entries()), chosen.kind)
+    if not chosen.dry_run:
+        pruned = store.prune(chosen.older_than, kinds)
+        whole = {f"{item.kind}/{item.key}" for item in listed} & set(pruned.removed)
+        sys.stdout.write(
+            f"removed {len(whole)} entries and {len(pruned.removed) - len(whole)} leftovers (unfinished or damaged "
+            f"entries, idle locks), {size(pruned.bytes)} freed\n"
+        )
+        return 0
+    newest = datetime.now(UTC) - timedelta(days=chosen.older_than or 0.0)
+    wanted = chosen.older_than is not None or kinds
+    doomed = [item for item in listed if wanted and item.created <= newest]
+    sys.stdout.writelines(f"{item.kind}/{item.key[:12]}  {item.summary}\n" for item in doomed)
+    sys.stdout.write(f"would remove {len(doomed)} entries, {size(sum(item.bytes for item in doomed))}\n")
+    return 0

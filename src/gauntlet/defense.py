@@ -1,0 +1,123 @@
+"""The bases of every defense plug-in: one per stage, one method each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gauntlet.errors import SettingError
+from gauntlet.facts import TaskFacts
+from gauntlet.images import Images, ImageSet, chunks, to_float, to_uint8
+from gauntlet.network import Network
+from gauntlet.views import DefenderView, OracleView
+
+__all__ = ["Defense", "Filter", "InTraining", "Preprocessing", "Reference", "Repair", "Stage"]
+
+
+class Stage(StrEnum):
+    """Where a defense acts."""
+
+    REFERENCE = "reference"
+    FILTER = "training-set filter"
+    IN_TRAINING = "in training"
+    REPAIR = "repair"
+    PREPROCESSING = "preprocessing"
+
+
+@dataclass(frozen=True)
+class Defense:
+    """A defense. Its fields are its settings; it sees the defender's view and never the attack.
+
+    needs_reserve: it can't work with an empty clean reserve. leaves_victim: it changes neither the network nor the
+    inputs, so that its score is the undefended one. cost: its own work in multiples of one victim
+    training, for the planner.
+    """
+
+    stage: ClassVar[Stage]
+    needs_reserve: ClassVar[bool] = False
+    leaves_victim: ClassVar[bool] = False
+    cost: ClassVar[float] = 0.05
+
+    def check(self, facts: TaskFacts) -> None:
+        """Raise SettingError, with the legal range, for settings that are impossible on this task."""
+
+
+@dataclass(frozen=True)
+class Reference(Defense):
+    """A reference column: it may see what no defense may, and is never ranked."""
+
+    stage: ClassVar[Stage] = Stage.REFERENCE
+
+    def rebuild(self, view: OracleView) -> Network:
+        """The network of this column."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Filter(Defense):
+    """Chooses which delivered training samples to keep; the engine trains anew on them."""
+
+    stage: ClassVar[Stage] = Stage.FILTER
+    cost: ClassVar[float] = 1.0
+
+    def keep(self, view: DefenderView) -> Tensor:
+        """bool [len(view.training)]: True for a sample to train on."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class InTraining(Defense):
+    """Trains the delivered set in its own way."""
+
+    stage: ClassVar[Stage] = Stage.IN_TRAINING
+    cost: ClassVar[float] = 1.0
+
+    def train(self, view: DefenderView) -> Network:
+        """A network trained on view.training."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Repair(Defense):
+    """Changes the victim with the help of the clean reserve."""
+
+    stage: ClassVar[Stage] = Stage.REPAIR
+
+    def repair(self, view: DefenderView) -> Network:
+        """The repaired network; view.victim may be changed in place."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Preprocessing(Defense):
+    """Changes images: the training set before training (apply_fit), the inputs at test time (apply_predict)."""
+
+    stage: ClassVar[Stage] = Stage.PREPROCESSING
+
+    apply_fit: bool = False
+    apply_predict: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.apply_fit or self.apply_predict):
+            raise ValueError("apply_fit and apply_predict are both false: the defense would do nothing")
+
+    def transform(self, images: Images, generator: torch.Generator) -> Images:
+        """float [N, C, H, W] in [0, 1] to the same, any device; random draws come from `generator`."""
+        raise NotImplementedError
+
+    def transform_training(self, training: ImageSet, generator: torch.Generator) -> ImageSet:
+        """The training set that apply_fit trains on; by default every image transformed, rounded to 8 bits."""
+        images = training.images()
+        for part in chunks(len(images), 4096):
+            images[part] = to_uint8(self.transform(to_float(images[part]), generator))
+        return ImageSet.of(images, training.labels)
+
+
+def require_reserve(defense: Defense, name: str, size: int) -> None:
+    """Raise SettingError when a defense that needs clean data is given none."""
+    if defense.needs_reserve and size < 1:
+        raise SettingError(f"{name} needs a clean reserve, but reserve = 0; legal: from 1 image")

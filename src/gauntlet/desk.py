@@ -1,0 +1,102 @@
+"""The desk of the one process that writes: takes records as they come, knows which are due, prints what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+
+from gauntlet.case import Case
+from gauntlet.compute import describe_device
+from gauntlet.errors import GauntletError
+from gauntlet.gates import Verdict
+from gauntlet.options import Options
+from gauntlet.plan import Choice, counted
+from gauntlet.predictions import gather
+from gauntlet.records import Record, Status
+from gauntlet.results import ResultsWriter, run_name
+from gauntlet.session import Session
+from gauntlet.terminal import print_leaderboard
+from gauntlet.wording import duration
+
+__all__ = ["Desk", "header"]
+
+
+class Desk:
+    """due: the cases that were selected. Raises DataError when the results folder can't be written."""
+
+    def __init__(self, session: Session, options: Options, due: Sequence[Case], warn: Callable[[str], None]) -> None:
+        self._session = session
+        self._due = {case.id: case for case in due}
+        self._warn = warn
+        self._records: dict[str, Record] = {}
+        self._unwritten: list[Record] = []
+        self._artifacts: list[Path] = []
+        self._writer = ResultsWriter(_new_folder(options.results, options.suites), warn)
+
+    def take(self, record: Record) -> None:
+        """Keep a record and write it through to disk; a case that several tests ask for is written once."""
+        if record.id in self._records:
+            return
+        self._records[record.id] = record
+        self._write(record)
+
+    def _write(self, record: Record) -> None:
+        try:
+            self._writer.append(record)
+        except GauntletError as error:
+            self._unwritten.append(record)
+            self._warn(str(error))
+
+    def close(self, why: str) -> None:
+        """Give every case that is still due a record that says why it was not run, and write the reports."""
+        for case in self._due.values():
+            self.take(self._session.record(case, Verdict(Status.NOT_RUN, why)))
+        # There may be room again where the disk was full.
+        retried, self._unwritten = self._unwritten, []
+        for record in retried:
+            self._write(record)
+        try:
+            self._artifacts = self._writer.finish(self._session.context.registry)
+            store = self._session.context.store
+            predictions = gather(list(self._records.values()), store, self._writer.folder, self._warn)
+            self._artifacts += [predictions] if predictions else []
+        except GauntletError as error:
+            self._warn(str(error))
+
+    def leaderboard(self, width: int, colour: bool) -> str:
+        """The leaderboard, its provenance, and last the paths of what was written."""
+        text = StringIO()
+        console = Console(file=text, width=width, force_terminal=colour, no_color=not colour, highlight=False)
+        print_leaderboard(list(self._records.values()), console, self._artifacts)
+        return text.getvalue()
+
+
+def _new_folder(results: Path, suites: Iterable[str]) -> Path:
+    """A folder that no other run has: two runs may begin within one second."""
+    name = run_name("+".join(Path(suite).stem for suite in suites), datetime.now(UTC).astimezone())
+    folder = results / name
+    number = 2
+    while folder.exists():
+        folder = results / f"{name}-{number}"
+        number += 1
+    return folder
+
+
+def header(session: Session, cases: Sequence[Case], choice: Choice | None) -> list[str]:
+    """What is about to run, on what, and how much of it is there already."""
+    victims = {key for case in cases for key in session.victims(case)}
+    cached = 0 if session.context.recompute else sum(session.context.store.contains("victim", key) for key in victims)
+    tasks = ", ".join(dict.fromkeys(case.task_name for case in cases))
+    seeds = " ".join(dict.fromkeys(str(seed) for case in cases for seed in case.seeds))
+    lines = [
+        f"gauntlet: {counted(cases)} on {tasks}; seeds {seeds}; {describe_device(session.context.device)}",
+        f"gauntlet: store {session.context.store.root}: {cached} of {len(victims)} victims cached",
+    ]
+    if choice is not None:
+        fits = f"{len(choice.kept)} of {counted(cases)} fit into the budget, about {duration(choice.seconds)}"
+        lines.append(f"gauntlet: {fits}")
+    return lines

@@ -1,0 +1,70 @@
+"""The evaluator's measurements on the test set: counts only, ratios come later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gauntlet.attack import Backdoor
+from gauntlet.images import Images, chunks, to_float, to_uint8
+from gauntlet.maths.distances import image_distances
+from gauntlet.records import BackdoorCounts, Counts
+
+__all__ = ["Predictions", "count", "count_backdoor", "count_by_class", "stamp"]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Per-sample predictions of one image set: name (`clean` or a backdoor's), true label, wanted label, prediction.
+
+    wanted is -1 where no label is wanted.
+    """
+
+    name: str
+    labels: Tensor
+    wanted: Tensor
+    predicted: Tensor
+
+
+def stamp(backdoor: Backdoor, images: Tensor) -> Tensor:
+    """uint8 test images with the backdoor's trigger, rounded to 8 bits."""
+    return torch.cat([to_uint8(backdoor.trigger(to_float(images[part]))) for part in chunks(len(images), 4096)])
+
+
+def count(hits: Tensor) -> Counts:
+    """Counts of a bool tensor."""
+    return Counts(hits=int(hits.sum()), n=hits.numel())
+
+
+def count_by_class(hits: Tensor, labels: Tensor, classes: int) -> tuple[Counts, ...]:
+    """Counts of a bool tensor for each true class."""
+    members = torch.bincount(labels, minlength=classes).tolist()
+    right = torch.bincount(labels[hits], minlength=classes).tolist()
+    return tuple(Counts(hits=hit, n=n) for hit, n in zip(right, members, strict=True))
+
+
+def count_backdoor(
+    backdoor: Backdoor, labels: Tensor, clean: Tensor, triggered: Tensor, classes: int
+) -> BackdoorCounts:
+    """What one backdoor does, from the true labels and the predictions [N] on clean and on triggered images.
+
+    ASR is counted over the images whose wanted label is not the true one (trap T1), for every label map (trap T15).
+    """
+    wanted = backdoor.labels.apply(labels, classes)
+    counted = backdoor.labels.eligible(labels, classes)
+    hits = triggered == wanted
+    return BackdoorCounts(
+        name=backdoor.name,
+        asr=count(hits[counted]),
+        asr_inclusive=count(hits),
+        untriggered=count((clean == wanted)[counted]),
+        robust=count((triggered == labels)[counted]),
+        by_class=count_by_class(hits[counted], labels[counted], classes),
+    )
+
+
+def with_distances(counts: BackdoorCounts, original: Images, triggered: Images) -> BackdoorCounts:
+    """The counts with the image distances between the original and the triggered set."""
+    return counts.model_copy(update={"distances": image_distances(original, triggered)})

@@ -1,0 +1,218 @@
+"""From a suite to its cases: grids, gates and expected failures resolved, every setting checked, nothing trained."""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from gauntlet.architecture import Architecture
+from gauntlet.attack import Attack
+from gauntlet.case import Case, label
+from gauntlet.defense import Defense, require_reserve
+from gauntlet.errors import SettingError, nearest
+from gauntlet.facts import TaskFacts
+from gauntlet.plugin import Kind, name_of
+from gauntlet.recipe import Recipe
+from gauntlet.records import Gate
+from gauntlet.registry import Registry
+from gauntlet.settings import build
+from gauntlet.suite import Entry, Subject, Suite
+from gauntlet.task import TaskSource
+
+__all__ = ["Cell", "cells", "expand", "grid", "merged", "slug", "unmatched"]
+
+
+def slug(text: str) -> str:
+    """A stage's value as a marker: `training-set filter` becomes `training_set_filter`."""
+    return text.replace("-", "_").replace(" ", "_")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of a suite's lists, before any data set is looked at."""
+
+    task: str
+    architecture: Architecture
+    attack: Attack
+    defense: Defense
+
+    @property
+    def subject(self) -> Subject:
+        """What the selectors of gates and expected failures compare with."""
+        architecture, attack, defense = label(self.architecture), label(self.attack), label(self.defense)
+        return Subject(
+            id=f"{self.task}-{architecture}-{attack}-{defense}",
+            task=self.task,
+            architecture=(name_of(self.architecture), architecture),
+            attack=(name_of(self.attack), attack),
+            family=str(self.attack.family),
+            defense=(name_of(self.defense), defense),
+            stage=(str(self.defense.stage), slug(self.defense.stage)),
+        )
+
+
+def _depth(hint: object) -> int:
+    """How many lists deep a value of this type is: 0 for a number, 1 for tuple[int, ...]."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _depth(arguments[0])
+    if origin in (Union, types.UnionType):
+        return max(_depth(argument) for argument in arguments)
+    if origin in (tuple, list):
+        return 1 + _depth(arguments[0])
+    return 0
+
+
+def _nesting(value: object) -> int:
+    return 1 + max((_nesting(item) for item in value), default=0) if isinstance(value, list) else 0
+
+
+def grid(cls: type[Any], settings: Mapping[str, object]) -> Iterator[dict[str, object]]:
+    """Every combination of the settings; a list is a grid where the setting's own type is not a list of that depth."""
+    hints = get_type_hints(cls, include_extras=True)
+    for name, value in settings.items():
+        if value == [] and _depth(hints.get(name)) == 0:
+            raise SettingError(f"{cls.__name__}: {name} = [] is a grid of no values; give at least one")
+    choices = {
+        name: value if isinstance(value, list) and _nesting(value) > _depth(hints.get(name)) else [value]
+        for name, value in settings.items()
+    }
+    for combination in itertools.product(*choices.values()):
+        yield dict(zip(choices, combination, strict=True))
+
+
+def _plugins(suite: Suite, registry: Registry, kind: Kind, entries: Iterable[Entry]) -> list[Any]:
+    """The instances of a list of entries, without repetitions."""
+    found: dict[str, Any] = {}
+    for entry in entries:
+        try:
+            cls = registry.get(kind, entry.name)
+            for settings in grid(cls, entry.settings):
+                instance = registry.build(kind, entry.name, settings)
+                found.setdefault(label(instance), instance)
+        except SettingError as error:
+            raise SettingError(f"{suite.file}: {error}") from None
+    return list(found.values())
+
+
+def cells(suite: Suite, registry: Registry, tasks: Sequence[str]) -> list[Cell]:
+    """The cross-product: cases of one victim side by side, its undefended one first (added if the suite lacks it)."""
+    architectures = _plugins(suite, registry, Kind.MODEL, suite.architectures)
+    attacks = _plugins(suite, registry, Kind.ATTACK, suite.attacks)
+    defenses = _plugins(suite, registry, Kind.DEFENSE, [Entry(name="none"), *suite.defenses])
+    return [Cell(*parts) for parts in itertools.product(dict.fromkeys(tasks), architectures, attacks, defenses)]
+
+
+def unmatched(suite: Suite, subjects: Sequence[Subject]) -> list[str]:
+    """One sentence for each gate and each expected failure that takes no case at all."""
+    rules = [("gate", rule) for rule in suite.gate] + [("expected failure", rule) for rule in suite.expected_failure]
+    return [
+        f"suite {suite.name}: the {what} with {rule.described()} matches no case"
+        for what, rule in rules
+        if not any(rule.matches(subject) for subject in subjects)
+    ]
+
+
+def _gate(suite: Suite, subject: Subject) -> Gate:
+    thresholds: dict[str, float] = {}
+    for rule in suite.gate:
+        if rule.matches(subject):
+            thresholds |= rule.thresholds()
+    return Gate(**thresholds)
+
+
+def _recipe(suite: Suite, cell: Cell, forced: Mapping[str, object]) -> Recipe:
+    """The suite's recipe with what is said of the task, then of the architecture, then on the command line."""
+    task, architecture = cell.task, name_of(cell.architecture)
+    overrides = {**suite.recipe_for.get(task, {}), **suite.recipe_for.get(architecture, {}), **forced}
+    return build(Recipe, {**suite.recipe, **overrides}, f"{suite.file}, recipe of {architecture} on {task}")
+
+
+def _check_names(suite: Suite, registry: Registry, tasks: Sequence[str]) -> None:
+    """A recipe for a name that nothing has would silently change nothing."""
+    for name in suite.recipe_for:
+        known = [*registry.classes(Kind.MODEL), *registry.classes(Kind.TASK), *suite.tasks, *tasks]
+        if name not in known:
+            raise SettingError(f"{suite.file}: [recipe_for]: {nearest(name, known, 'architecture or task')}")
+
+
+def _reserve(suite: Suite, facts: TaskFacts) -> int:
+    wanted = suite.reserve
+    size = round(wanted * facts.train_size) if isinstance(wanted, float) else wanted
+    if size > facts.reserve_size:
+        share = f" ({wanted:g} of {facts.train_size:,})" if isinstance(wanted, float) else ""
+        raise SettingError(
+            f"{suite.file}: reserve = {size:,}{share}: {facts.name} sets only {facts.reserve_size:,} clean images "
+            f"aside for the defender; legal: 0 to {facts.reserve_size:,}"
+        )
+    return size
+
+
+def _check(case: Case, facts: TaskFacts, registry: Registry) -> None:
+    try:
+        case.architecture.check(facts)
+        for name in case.attack.models():
+            registry.build(Kind.MODEL, name, {}).check(facts)
+        case.attack.check(facts)
+        case.defense.check(facts)
+        require_reserve(case.defense, label(case.defense), case.reserve)
+    except SettingError as error:
+        raise SettingError(f"{case.id}: {error}") from None
+
+
+def expand(
+    suite: Suite,
+    registry: Registry,
+    facts_of: Callable[[TaskSource, str], TaskFacts],
+    *,
+    tasks: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    recipe: Mapping[str, object] | None = None,
+) -> list[Case]:
+    """The suite's cases; `tasks` and `seeds`, where given, take the place of the suite's own; `recipe` overrides its.
+
+    facts_of: a source and its name as the user wrote it to the task's facts; called once per task.
+    Raises SettingError, with the case, the setting and the legal range, for the first setting that is impossible.
+    """
+    names = list(dict.fromkeys(tasks or suite.tasks))
+    _check_names(suite, registry, names)
+    sources = {name: registry.task(name) for name in names}
+    facts = {name: facts_of(source, name) for name, source in sources.items()}
+    reserves = {name: _reserve(suite, facts[name]) for name in names}
+    cases = []
+    for cell in cells(suite, registry, names):
+        subject = cell.subject
+        expected = next((rule.reason for rule in suite.expected_failure if rule.matches(subject)), "")
+        case = Case(
+            suite=suite.name,
+            task_name=cell.task,
+            task=sources[cell.task],
+            architecture=cell.architecture,
+            attack=cell.attack,
+            defense=cell.defense,
+            recipe=_recipe(suite, cell, recipe or {}),
+            reserve=reserves[cell.task],
+            seeds=tuple(seeds or suite.seeds),
+            gate=_gate(suite, subject),
+            min_undefended_asr=suite.thresholds.min_undefended_asr,
+            collapse=suite.thresholds.collapse,
+            expected=expected,
+        )
+        _check(case, facts[cell.task], registry)
+        cases.append(case)
+    return cases
+
+
+def merged(suites: Iterable[Sequence[Case]]) -> list[Case]:
+    """The cases of several suites; SettingError when two suites mean different cases by one id."""
+    found: dict[str, Case] = {}
+    for case in itertools.chain.from_iterable(suites):
+        first = found.setdefault(case.id, case)
+        if first.suite != case.suite:
+            raise SettingError(
+                f"{case.id} stands in suite {first.suite} and in suite {case.suite}; run them one after the other"
+            )
+    return list(found.values())

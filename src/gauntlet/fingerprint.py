@@ -1,0 +1,181 @@
+"""Fingerprints of code: a step whose code changed gets another key, so that a stale pass is impossible.
+
+Read from the source alone: nothing is imported to find out what it imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from weakref import WeakKeyDictionary
+
+import gauntlet
+from gauntlet.plugin import Kind
+
+__all__ = ["fingerprint", "versions"]
+
+_ENGINE = "gauntlet"
+_FOLDERS = frozenset(kind.value for kind in Kind)
+_FILE_PLUGIN = re.compile(r"gauntlet_plugin_[0-9a-f]+")
+_METADATA = frozenset({"__all__", "__version__"})
+
+
+@dataclass(frozen=True)
+class _Source:
+    """digest: of a module's normalised tree. imports: the project modules that it needs, its own packages included."""
+
+    digest: str
+    imports: tuple[str, ...]
+
+
+# What is loaded runs as it was loaded, even when its file changes afterwards: such a module is read once.
+_loaded: WeakKeyDictionary[ModuleType, _Source] = WeakKeyDictionary()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions of the libraries whose arithmetic a result depends on."""
+    import numpy
+    import PIL
+    import torch
+
+    # As they call themselves: their builds (+cpu, +cu132) round differently, and the package's metadata hides them.
+    return {"torch": str(torch.__version__), "numpy": numpy.__version__, "pillow": PIL.__version__}
+
+
+def fingerprint(*modules: str) -> str:
+    """SHA-256 over the code of `modules` and of every project module that they import, transitively.
+
+    Comments, docstrings, layout, `__all__`, `__version__` and what only a type checker reads don't count. A module is
+    the project's when it is the engine's, in a plug-in folder, or in the package of the module that imports it. It
+    counts under one name in a clone, in a wheel and wherever a plug-in file lies. Raises ModuleNotFoundError for one
+    of `modules` without Python source.
+    """
+    found: dict[str, _Source] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found[module] = _source(module)
+            waiting += found[module].imports
+    lines = sorted({f"{_public(module)} {source.digest}" for module, source in found.items()})
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _source(module: str) -> _Source:
+    loaded = sys.modules.get(module)
+    if loaded is not None and loaded in _loaded:
+        return _loaded[loaded]
+    file = _file_of(module)
+    if file is None:
+        raise ModuleNotFoundError(f"module {module} has no Python source to take a fingerprint of", name=module)
+    state = file.stat()
+    source = _read(module, file, state.st_mtime_ns, state.st_size)
+    if loaded is not None:
+        _loaded[loaded] = source
+    return source
+
+
+@cache
+def _read(module: str, file: Path, _modified: int, _size: int) -> _Source:
+    tree = _Normaliser().visit(ast.parse(file.read_bytes(), str(file)))
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    named = {module, *_imported(tree, package)}
+    wanted = {part for name in named for part in _with_packages(name)} - {module}
+    imports = (name for name in sorted(wanted) if _is_projects(name, module) and _file_of(name) is not None)
+    return _Source(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(imports))
+
+
+class _Normaliser(ast.NodeTransformer):
+    """Drops what has no effect on a result."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        self.generic_visit(node)
+        test = node.test
+        name = test.id if isinstance(test, ast.Name) else test.attr if isinstance(test, ast.Attribute) else ""
+        return node.orelse if name == "TYPE_CHECKING" else node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+        names = {target.id for target in node.targets if isinstance(target, ast.Name)}
+        return None if names and names <= _METADATA else self.generic_visit(node)
+
+
+def _imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """Absolute dotted names; that of `from a import b` may be a module or only something inside `a`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: 1 - node.level or None] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _with_packages(module: str) -> Iterator[str]:
+    parts = module.split(".")
+    return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+
+
+def _public(module: str) -> str:
+    """One name for a module however it is installed: `attacks.badnets`, and `mine` for a plug-in file mine.py."""
+    top, _, rest = module.partition(".")
+    if top == _ENGINE and rest.partition(".")[0] in _FOLDERS:
+        return rest
+    return rest if _FILE_PLUGIN.fullmatch(top) else module
+
+
+def _is_projects(module: str, importer: str) -> bool:
+    top = module.partition(".")[0]
+    if top in (_ENGINE, importer.partition(".")[0]):
+        return True
+    root = Path(gauntlet.__file__).resolve().parents[2]
+    return top in _FOLDERS and root / top in _folders_of(top)
+
+
+def _file_of(module: str) -> Path | None:
+    """The source file of a module or package; None for what is no module, or has no source."""
+    spec = _spec_of(module)
+    parent, _, name = module.rpartition(".")
+    if spec is None:
+        candidates = [folder / name for folder in _folders_of(parent)] if parent else []
+        files = [file for path in candidates for file in (path / "__init__.py", path.with_name(f"{name}.py"))]
+    elif spec.submodule_search_locations is not None:
+        files = [Path(place) / "__init__.py" for place in spec.submodule_search_locations]
+    else:
+        files = [Path(spec.origin or "")]
+    return next((file.resolve() for file in files if file.suffix == ".py" and file.is_file()), None)
+
+
+def _folders_of(package: str) -> list[Path]:
+    spec = _spec_of(package)
+    if spec is not None:
+        return [Path(place).resolve() for place in spec.submodule_search_locations or ()]
+    file = _file_of(package)
+    return [file.parent] if file is not None and file.name == "__init__.py" else []
+
+
+def _spec_of(module: str) -> ModuleSpec | None:
+    """The import system's own answer for what is loaded and for top-level names: looking deeper would import."""
+    loaded = sys.modules.get(module)
+    if loaded is not None:
+        return loaded.__spec__
+    if "." in module:
+        return None
+    try:
+        return importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None

@@ -1,0 +1,164 @@
+"""Judging: counts in, a status and one sentence out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gauntlet.attack import Family
+from gauntlet.case import Case
+from gauntlet.plugin import name_of
+from gauntlet.records import BackdoorCounts, Counts, SeedScore, Status
+from gauntlet.stats import pooled, ratio, wilson
+
+__all__ = ["Verdict", "is_undefended", "judge"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A status, and why it is not a pass in one sentence (empty for a pass)."""
+
+    status: Status
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Check:
+    """One threshold. limit: what the counts must reach (at_least) or must not exceed."""
+
+    measure: str
+    counts: Counts
+    limit: float
+    at_least: bool
+
+    @property
+    def broken(self) -> bool:
+        """The point estimate breaks the threshold; so does a measure that counted nothing."""
+        if not self.counts.n:
+            return True
+        share = ratio(self.counts)
+        return share < self.limit if self.at_least else share > self.limit
+
+    @property
+    def surely(self) -> bool:
+        """The whole 95 % interval lies on the wrong side."""
+        if not self.counts.n:
+            return True
+        low, high = wilson(self.counts.hits, self.counts.n)
+        return high < self.limit if self.at_least else low > self.limit
+
+    def sentence(self) -> str:
+        """`ASR 0.93 [0.91, 0.94] > max 0.20`."""
+        side = f"min {_limit(self.limit)}" if self.at_least else f"max {_limit(self.limit)}"
+        if not self.counts.n:
+            return f"{self.measure} unknown, since no image counts; {side}"
+        sign = "<" if self.at_least else ">"
+        return f"{self.measure} {_share(self.counts, self.limit)} {sign} {side}"
+
+
+def judge(case: Case, scores: Sequence[SeedScore]) -> Verdict:
+    """The verdict on a case from the counts of all its seeds, pooled.
+
+    - attack-failed: without the defense the attack stays below case.min_undefended_asr (never for a control, and not
+      for an undefended row that has a gate on its ASR: there the gate speaks).
+    - collapsed: the clean accuracy is below case.collapse times the undefended one.
+    - fail: a threshold is broken, and its whole interval with it; marginal: the interval reaches the threshold.
+    With several backdoors the worst counts: the strongest for a maximum, the weakest for a minimum.
+    """
+    undefended = is_undefended(case)
+    attack_failed = _attack_failed(case, scores)
+    if attack_failed and not undefended:
+        return attack_failed
+    collapsed = None if undefended else _collapsed(case, scores)
+    verdict = collapsed or _gates(case, scores)
+    gate_speaks = case.gate.min_asr is not None or verdict.status is not Status.PASS
+    return attack_failed if attack_failed and not gate_speaks else verdict
+
+
+def is_undefended(case: Case) -> bool:
+    """Whether this is the row without a defense."""
+    return case.defense.leaves_victim
+
+
+def _attack_failed(case: Case, scores: Sequence[SeedScore]) -> Verdict | None:
+    asr = max(_by_place([score.undefended_asr for score in scores]), key=_rank)
+    if case.attack.family is Family.CONTROL or (asr.n and ratio(asr) >= case.min_undefended_asr):
+        return None
+    check = _Check("undefended ASR", asr, case.min_undefended_asr, at_least=True)
+    meaning = "the attack failed" if is_undefended(case) else "the attack failed, so this says nothing of the defense"
+    return Verdict(Status.ATTACK_FAILED, f"{check.sentence()}: {meaning} ({_where(case, scores, asr.n)})")
+
+
+def _collapsed(case: Case, scores: Sequence[SeedScore]) -> Verdict | None:
+    clean, before = (pooled(s.clean for s in scores), pooled(s.undefended_clean for s in scores))
+    limit = case.collapse * ratio(before)
+    if not clean.n or not before.n or ratio(clean) >= limit:
+        return None
+    reason = (
+        f"clean accuracy {_share(clean, limit)} collapsed below {case.collapse:g} of the undefended "
+        f"{ratio(before):.2f} ({_where(case, scores, clean.n)})"
+    )
+    return Verdict(Status.COLLAPSED, reason)
+
+
+def _gates(case: Case, scores: Sequence[SeedScore]) -> Verdict:
+    broken = [check for check in _checks(case, scores) if check.broken]
+    if not broken:
+        return Verdict(Status.PASS)
+    sure = [check for check in broken if check.surely]
+    shown = sure or broken
+    where = _where(case, scores, shown[0].counts.n)
+    text = "; ".join(check.sentence() for check in shown)
+    if sure:
+        return Verdict(Status.FAIL, f"{text} ({where})")
+    return Verdict(Status.MARGINAL, f"{text}, which its interval reaches ({where})")
+
+
+def _checks(case: Case, scores: Sequence[SeedScore]) -> list[_Check]:
+    gate = case.gate
+    clean = pooled(score.clean for score in scores)
+    asr = _by_backdoor(scores, lambda backdoor: backdoor.asr)
+    robust = _by_backdoor(scores, lambda backdoor: backdoor.robust)
+    wanted = [
+        ("clean accuracy", clean, gate.min_clean_accuracy, True),
+        ("ASR", min(asr, key=_rank), gate.min_asr, True),
+        ("ASR", max(asr, key=_rank), gate.max_asr, False),
+        ("robust accuracy", min(robust, key=_rank), gate.min_robust_accuracy, True),
+    ]
+    return [_Check(name, counts, limit, side) for name, counts, limit, side in wanted if limit is not None]
+
+
+def _by_backdoor(scores: Sequence[SeedScore], counts: Callable[[BackdoorCounts], Counts]) -> list[Counts]:
+    """The pooled counts of each backdoor; one empty count where a case has none."""
+    by_name: dict[str, list[Counts]] = {}
+    for score in scores:
+        for backdoor in score.backdoors:
+            by_name.setdefault(backdoor.name, []).append(counts(backdoor))
+    return [pooled(parts) for parts in by_name.values()] or [Counts(hits=0, n=0)]
+
+
+def _by_place(seeds: Sequence[Sequence[Counts]]) -> list[Counts]:
+    """The pooled counts of each backdoor, given those of each seed in one order."""
+    return [pooled(parts) for parts in zip(*seeds, strict=True)] or [Counts(hits=0, n=0)]
+
+
+def _rank(counts: Counts) -> float:
+    return ratio(counts) if counts.n else -1.0
+
+
+def _where(case: Case, scores: Sequence[SeedScore], n: int) -> str:
+    attack, architecture = name_of(case.attack), name_of(case.architecture)
+    defended = "undefended" if is_undefended(case) else f"after {name_of(case.defense)}"
+    seeds = "1 seed" if len(scores) == 1 else f"{len(scores)} seeds"
+    return f"{attack} on {architecture} {defended}, {seeds}, n = {n:,}"
+
+
+def _limit(limit: float) -> str:
+    return next((text for digits in (2, 3) if float(text := f"{limit:.{digits}f}") == limit), f"{limit:g}")
+
+
+def _share(counts: Counts, limit: float) -> str:
+    """`0.93 [0.91, 0.94]`, with as many digits as it takes to tell the share from the limit."""
+    share, (low, high) = ratio(counts), wilson(counts.hits, counts.n)
+    digits = next((d for d in (2, 3) if float(f"{share:.{d}f}") != round(limit, d)), 4)
+    return f"{share:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

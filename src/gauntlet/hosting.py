@@ -1,0 +1,178 @@
+"""What the pytest plug-in keeps in pytest's config: options, the session, the desk, the live line. No hooks here.
+
+Light to import, since it is loaded with the plug-in in every project whose environment holds Gauntlet.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gauntlet.options import Options, options_from
+
+if TYPE_CHECKING:
+    from gauntlet.case import Case
+    from gauntlet.desk import Desk
+    from gauntlet.live import LiveLine
+    from gauntlet.plan import Choice
+    from gauntlet.progress import Progress
+    from gauntlet.session import Session
+
+__all__ = [
+    "CHOICE",
+    "DESK",
+    "UNSETTLED",
+    "cases_among",
+    "cases_of",
+    "choose_cases",
+    "clear_line",
+    "group_of",
+    "header_lines",
+    "is_worker",
+    "options_of",
+    "parameter_of",
+    "session_of",
+    "warner",
+]
+
+CHOICE: pytest.StashKey[Choice] = pytest.StashKey()
+DESK: pytest.StashKey[Desk] = pytest.StashKey()
+_OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
+_SESSION: pytest.StashKey[Session] = pytest.StashKey()
+_LIVE: pytest.StashKey[LiveLine] = pytest.StashKey()
+
+UNSETTLED = "settings-error"
+"""The id of the one parameter that stands for all cases when they can't be made."""
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is one of pytest-xdist's workers."""
+    return hasattr(config, "workerinput")
+
+
+def options_of(config: pytest.Config) -> Options:
+    """What the user asked for. Raises SettingError."""
+    if _OPTIONS not in config.stash:
+        config.stash[_OPTIONS] = options_from(lambda dest: config.getoption(dest, None))
+    return config.stash[_OPTIONS]
+
+
+def session_of(config: pytest.Config) -> Session:
+    """The cases, made once a process, when the first test asks for one. Raises GauntletError."""
+    if _SESSION not in config.stash:
+        from gauntlet.session import open_session
+
+        if is_worker(config):
+            _share_cores(config.workerinput["workercount"])  # type: ignore[attr-defined]
+        config.stash[_SESSION] = open_session(options_of(config), warner(config), _progress(config))
+        clear_line(config)
+        for warning in () if is_worker(config) else config.stash[_SESSION].warnings:
+            warner(config)(warning)
+    return config.stash[_SESSION]
+
+
+def _share_cores(workers: int) -> None:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // workers))
+
+
+def warner(config: pytest.Config) -> Callable[[str], None]:
+    """Puts a sentence into pytest's warnings summary, across workers, whatever the project's warning filters say."""
+
+    def warn(text: str) -> None:
+        message = warnings.WarningMessage(UserWarning(text), UserWarning, "gauntlet", 0)
+        config.hook.pytest_warning_recorded.call_historic(
+            kwargs={"warning_message": message, "when": "runtest", "nodeid": "", "location": None}
+        )
+
+    return warn
+
+
+def _progress(config: pytest.Config) -> Progress:
+    from gauntlet.live import LiveLine, open_terminal
+    from gauntlet.progress import Silent
+
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    interactive = reporter is not None and reporter.isatty and config.get_verbosity() >= 0 and not is_worker(config)
+    terminal = open_terminal() if interactive else None
+    if terminal is None:
+        return Silent()
+    config.add_cleanup(terminal.close)
+    line = LiveLine(terminal)
+    config.stash[_LIVE] = line
+    return line
+
+
+def clear_line(config: pytest.Config) -> None:
+    """Take the live line away before pytest writes on."""
+    if _LIVE in config.stash:
+        config.stash[_LIVE].clear()
+
+
+def cases_of(config: pytest.Config, items: Iterable[pytest.Item]) -> list[Case]:
+    """The distinct cases that the items ask for."""
+    if _SESSION not in config.stash:
+        return []
+    from gauntlet.case import Case
+
+    callspecs = [vars(item).get("callspec") for item in items]
+    found = [callspec.params.get("case") for callspec in callspecs if callspec is not None]
+    return list({case.id: case for case in found if isinstance(case, Case)}.values())
+
+
+def parameter_of(nodeid: str) -> str:
+    """`ID` of `file.py::test[ID]` and of `file.py::test[ID]@group`; '' of a test without parameters."""
+    _, opened, rest = nodeid.partition("[")
+    return rest[: rest.rfind("]")] if opened else ""
+
+
+def cases_among(config: pytest.Config, nodeids: Iterable[str]) -> list[Case]:
+    """The cases that workers collected, known by the ids alone. Raises GauntletError, as the workers had to."""
+    names = list(dict.fromkeys(name for name in map(parameter_of, nodeids) if name))
+    if UNSETTLED not in names and not _plausible(config, names):
+        return []
+    session = session_of(config)
+    return [session.by_id[name] for name in names if name in session.by_id]
+
+
+def group_of(config: pytest.Config, nodeid: str) -> str:
+    """What the cases of one victim have in common; '' for a test that is no case."""
+    session = config.stash.get(_SESSION, None)
+    case = session.by_id.get(parameter_of(nodeid)) if session is not None else None
+    return session.victims(case)[0] if session is not None and case is not None else ""
+
+
+def _plausible(config: pytest.Config, names: Sequence[str]) -> bool:
+    """Whether a name begins with a task of the chosen suites: spares other projects the making of the cases."""
+    if not names:
+        return False
+    from gauntlet.suite import find_suite, read_suite, suite_folders
+
+    options = options_of(config)
+    suites = [read_suite(find_suite(name, suite_folders())) for name in options.suites]
+    tasks = options.tasks or [task for suite in suites for task in suite.tasks]
+    return any(name.startswith(f"{task}-") for name in names for task in tasks)
+
+
+def choose_cases(config: pytest.Config, cases: Sequence[Case]) -> None:
+    """Decide which cases the budget pays for, if there is one."""
+    budget = options_of(config).budget if cases else None
+    if budget is not None:
+        from gauntlet.plan import choose
+
+        config.stash[CHOICE] = choose(session_of(config).plan(cases), budget)
+
+
+def header_lines(config: pytest.Config, cases: Sequence[Case]) -> list[str]:
+    """What is about to run; nothing under -q."""
+    if not cases or config.get_verbosity() < 0:
+        return []
+    from gauntlet.desk import header
+
+    return header(session_of(config), cases, config.stash.get(CHOICE, None))

@@ -1,0 +1,121 @@
+"""Images as tensors: float32 NCHW in [0, 1] at every plug-in boundary, uint8 where they are stored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["ImageSet", "Images", "chunks", "quantize", "to_float", "to_uint8"]
+
+Images: TypeAlias = Tensor
+"""float32 [N, C, H, W] in [0, 1]."""
+
+
+def to_float(images: Tensor) -> Images:
+    """uint8 [0, 255] to float32 [0, 1]."""
+    return images.to(torch.float32).div_(255)
+
+
+def to_uint8(images: Images) -> Tensor:
+    """float [0, 1] to uint8 [0, 255], rounded to the nearest level and clipped."""
+    return images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def quantize(images: Images) -> Images:
+    """Round to the 8 bits that a real image file has."""
+    return to_float(to_uint8(images))
+
+
+def chunks(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover range(count)."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """A labelled set of images that shares its base: a selection of base rows, some of them changed.
+
+    base: uint8 [N, C, H, W], never copied. rows: int64 [M]; a row below N is that base image, a row r >= N is
+    changed[r - N]. labels: int64 [M]. changed: uint8 [K, C, H, W].
+    """
+
+    base: Tensor
+    rows: Tensor
+    labels: Tensor
+    changed: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor) -> ImageSet:
+        """All of `images` (uint8 NCHW) with `labels`, unchanged."""
+        return cls(images, torch.arange(len(images)), labels, images[:0])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.base.shape[1:]
+        return channels, height, width
+
+    def images(self, index: Tensor | slice | None = None) -> Tensor:
+        """uint8 [n, C, H, W] of the selected positions (all without an index)."""
+        rows = self.rows if index is None else self.rows[index]
+        size = len(self.base)
+        if not len(self.changed):
+            return self.base[rows]
+        batch = self.base[rows.clamp(max=size - 1)]
+        is_changed = rows >= size
+        batch[is_changed] = self.changed[rows[is_changed] - size]
+        return batch
+
+    def subset(self, index: Tensor) -> ImageSet:
+        """The positions that an index or a boolean mask selects; shares the base."""
+        return replace(self, rows=self.rows[index], labels=self.labels[index])
+
+    def replaced(self, index: Tensor, images: Tensor, labels: Tensor) -> ImageSet:
+        """A new set in which the positions `index` hold other images (uint8) and labels, of any device."""
+        start = len(self.base) + len(self.changed)
+        rows, new_labels = self.rows.clone(), self.labels.clone()
+        rows[index] = torch.arange(start, start + len(images), device=rows.device)
+        new_labels[index] = labels.to(new_labels.device)
+        changed = torch.cat([self.changed, images.to(self.changed.device)])
+        return replace(self, rows=rows, labels=new_labels, changed=changed)
+
+    def appended(self, images: Tensor, labels: Tensor) -> ImageSet:
+        """A new set with `images` (uint8) and `labels`, of any device, at its end."""
+        start = len(self.base) + len(self.changed)
+        rows = torch.arange(start, start + len(images), device=self.rows.device)
+        return replace(
+            self,
+            rows=torch.cat([self.rows, rows]),
+            labels=torch.cat([self.labels, labels.to(self.labels.device)]),
+            changed=torch.cat([self.changed, images.to(self.changed.device)]),
+        )
+
+    def to(self, device: torch.device) -> ImageSet:
+        """The same set on `device`."""
+        return ImageSet(
+            self.base.to(device),
+            self.rows.to(device),
+            self.labels.to(device),
+            self.changed.to(device),
+        )
+
+    def materialised(self) -> ImageSet:
+        """The same images and labels with a base of their own, which doesn't tell which of them were changed."""
+        return ImageSet.of(self.images(), self.labels.clone())
+
+    def digest(self) -> str:
+        """SHA-256 of the images and labels, whatever they are made of: what a training on this set depends on."""
+        state = hashlib.sha256(repr((len(self), self.shape)).encode())
+        state.update(self.labels.cpu().contiguous().numpy().tobytes())
+        for part in chunks(len(self), 8192):
+            state.update(self.images(part).cpu().contiguous().numpy().tobytes())
+        return state.hexdigest()

@@ -1,0 +1,101 @@
+"""What `gauntlet list` shows: every plug-in with its family or stage, its summary and its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from gauntlet.plugin import Kind
+from gauntlet.registry import Registry
+from gauntlet.settings import Setting, describe
+from gauntlet.suite import read_suite, suite_folders
+
+__all__ = ["SUITES", "Entry", "as_json", "as_text", "entries"]
+
+SUITES = "suites"
+"""Suites are listed beside the kinds of plug-ins; they are TOML files."""
+
+_GROUPS: Mapping[Kind, tuple[str, Callable[[type[Any]], str]]] = {
+    Kind.TASK: ("write it as", lambda cls: "NAME:PATH" if "path" in _fields(cls) else "NAME"),
+    Kind.MODEL: ("features", lambda cls: str(cls.feature_layer)),
+    Kind.ATTACK: ("family", lambda cls: str(cls.family)),
+    Kind.DEFENSE: ("stage", lambda cls: str(cls.stage)),
+    Kind.REPORT: ("file", lambda cls: str(cls.filename)),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One plug-in or suite. group: its family, stage, file... named by `heading`."""
+
+    name: str
+    heading: str
+    group: str
+    summary: str
+    settings: tuple[Setting, ...] = ()
+
+
+def entries(kind: str, registry: Registry) -> list[Entry]:
+    """All plug-ins of a kind (a value of `Kind`), or all suites, by name."""
+    if kind == SUITES:
+        return _suites()
+    heading, group = _GROUPS[Kind(kind)]
+    return [
+        Entry(name, heading, group(cls).replace("NAME", name), _summary(cls), tuple(describe(cls)))
+        for name, cls in registry.classes(Kind(kind)).items()
+    ]
+
+
+def as_text(kind: str, listed: Sequence[Entry], *, settings: bool) -> str:
+    """A table, or with settings one paragraph per plug-in."""
+    if not listed:
+        return f"{kind}: none\n"
+    if settings:
+        return f"{kind}\n\n" + "\n".join(_paragraph(entry) for entry in listed)
+    rows = [(entry.name, entry.group, entry.summary) for entry in listed]
+    headers = (kind, listed[0].heading, "summary")
+    return tabulate(rows, headers, tablefmt="simple", disable_numparse=True) + "\n"
+
+
+def as_json(listed: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Plain values for `--json`."""
+    return [
+        {
+            "name": entry.name,
+            entry.heading: entry.group,
+            "summary": entry.summary,
+            "settings": [asdict(setting) for setting in entry.settings],
+        }
+        for entry in listed
+    ]
+
+
+def _paragraph(entry: Entry) -> str:
+    lines = [f"{entry.name}  ({entry.heading}: {entry.group})", f"  {entry.summary}"]
+    rows = [(f"    {setting.name}", setting.default or "required", setting.legal) for setting in entry.settings]
+    if rows:
+        lines.append(tabulate(rows, tablefmt="plain", disable_numparse=True, preserve_whitespace=True))
+    return "\n".join(lines) + "\n"
+
+
+def _suites() -> list[Entry]:
+    files: dict[str, Path] = {file.stem: file for folder in suite_folders() for file in sorted(folder.glob("*.toml"))}
+    found = []
+    for name, file in sorted(files.items()):
+        suite = read_suite(file)
+        found.append(Entry(name, "tasks", " ".join(suite.tasks), " ".join(suite.description.split())))
+    return found
+
+
+def _fields(cls: type[Any]) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls) if field.init}
+
+
+def _summary(cls: type[Any]) -> str:
+    return (inspect.getdoc(cls) or "").partition("\n")[0]

@@ -1,0 +1,1 @@
+"""Maths that attacks and defenses share: pure functions on tensors."""

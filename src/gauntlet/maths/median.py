@@ -1,0 +1,136 @@
+"""The median filter, as minima and maxima of shifted images instead of sorting every window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from gauntlet.images import Images, chunks, to_float, to_uint8
+
+__all__ = ["median_filter"]
+
+_CACHED = 1 << 17
+"""Padded values at a time on a CPU: what its caches hold beside the passes' results."""
+_LAUNCHED = 1 << 22
+"""The same on an accelerator, where a pass must be worth its launch."""
+
+
+def median_filter(images: Tensor, window: int) -> Images:
+    """Each value becomes the median of the window x window values around it, channel by channel.
+
+    images: uint8 or float [N, C, H, W], any device; the result is float [N, C, H, W] in [0, 1]. Equal bit for bit to
+    `scipy.ndimage.median_filter(size=(1, 1, window, window), mode="reflect")`: beyond a border the image is mirrored
+    with its edge repeated, an even window reaches one pixel further up and left, and of its two middle values the
+    larger is taken. ValueError for a window below 1.
+    """
+    if window < 1:
+        raise ValueError(f"a median window of {window} is empty; legal: from 1")
+    _, channels, height, width = images.shape
+    padded = channels * (height + window - 1) * (width + window - 1)
+    budget = _CACHED if images.device.type == "cpu" else _LAUNCHED
+    filtered = torch.empty(images.shape, device=images.device)
+    for part in chunks(len(images), max(1, budget // padded)):
+        values = _filter(_as_levels(images[part]), window)
+        filtered[part] = to_float(values) if values.dtype == torch.uint8 else values
+    return filtered
+
+
+def _as_levels(images: Tensor) -> Tensor:
+    """The same images as uint8 where they are of 8 bits: a median only compares, and bytes compare 4 times faster."""
+    if images.dtype != torch.float32:
+        return images
+    levels = to_uint8(images)
+    return levels if torch.equal(to_float(levels), images) else images
+
+
+def _filter(images: Tensor, window: int) -> Tensor:
+    if not images.numel() or window == 1:
+        return images
+    height, width = images.shape[2:]
+    rows = _mirrored(height, window, images.device)
+    columns = _mirrored(width, window, images.device)
+    padded = images.index_select(2, rows).index_select(3, columns)
+    # One flat buffer: a shift by a row or a column is an offset, so each pass is one contiguous vector operation. What
+    # wraps around an edge lands in the padding, which is cut off.
+    flat = padded.reshape(-1)
+    medians = _median_3x3(flat, len(columns)) if window == 3 else _median(flat, len(columns), window)
+    whole = flat.new_empty(flat.shape)
+    whole[: len(medians)] = medians
+    return whole.view(padded.shape)[:, :, :height, :width]
+
+
+def _mirrored(size: int, window: int, device: torch.device) -> Tensor:
+    """The source index of each padded position: the axis mirrored at its ends with the edge repeated."""
+    before = window // 2
+    positions = torch.arange(-before, size + window - 1 - before, device=device) % (2 * size)
+    return torch.where(positions < size, positions, 2 * size - 1 - positions)
+
+
+def _median_3x3(flat: Tensor, width: int) -> Tensor:
+    """The median of 9 in 18 passes: neighbouring windows share their sorted columns (Smith 1996)."""
+    top, middle, bottom = flat[: -2 * width], flat[width:-width], flat[2 * width :]
+    low, high = torch.minimum(top, middle), torch.maximum(top, middle)
+    centre, high = torch.minimum(high, bottom), torch.maximum(high, bottom)
+    low, centre = torch.minimum(low, centre), torch.maximum(low, centre)
+    lowest = torch.maximum(torch.maximum(low[:-2], low[1:-1]), low[2:])
+    highest = torch.minimum(torch.minimum(high[:-2], high[1:-1]), high[2:])
+    return _median_of_3(lowest, _median_of_3(centre[:-2], centre[1:-1], centre[2:]), highest)
+
+
+def _median_of_3(one: Tensor, two: Tensor, three: Tensor) -> Tensor:
+    return torch.maximum(torch.minimum(one, two), torch.minimum(torch.maximum(one, two), three))
+
+
+def _median(flat: Tensor, width: int, window: int) -> Tensor:
+    size = len(flat) - (window - 1) * (width + 1)
+    offsets = [row * width + column for row in range(window) for column in range(window)]
+    values = {index: flat[offset : offset + size] for index, offset in enumerate(offsets)}
+    rank = window * window // 2
+    for exchange in _selection_network(window * window, rank):
+        one, two = values.pop(exchange.first), values.pop(exchange.second)
+        if exchange.keeps_low:
+            values[exchange.first] = torch.minimum(one, two)
+        if exchange.keeps_high:
+            values[exchange.second] = torch.maximum(one, two)
+    return values[rank]
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """Puts the smaller of two places first; a side that nothing reads later isn't computed."""
+
+    first: int
+    second: int
+    keeps_low: bool
+    keeps_high: bool
+
+
+@cache
+def _selection_network(size: int, rank: int) -> tuple[_Exchange, ...]:
+    """The exchanges that bring the value of `rank` (from 0) to its place: a sorting network without its idle parts."""
+    needed = {rank}
+    kept = []
+    for first, second in reversed(_sorting_network(size)):
+        if first in needed or second in needed:
+            kept.append(_Exchange(first, second, first in needed, second in needed))
+            needed |= {first, second}
+    return tuple(reversed(kept))
+
+
+def _sorting_network(size: int) -> list[tuple[int, int]]:
+    """Batcher's merge exchange (Knuth, TAOCP 3, algorithm 5.2.2M) for `size` >= 2 values."""
+    top = 1 << ((size - 1).bit_length() - 1)
+    pairs = []
+    step = top
+    while step:
+        reach, bit, distance = top, 0, step
+        while True:
+            pairs += [(place, place + distance) for place in range(size - distance) if place & step == bit]
+            if reach == step:
+                break
+            distance, reach, bit = reach - step, reach // 2, step
+        step //= 2
+    return pairs

@@ -1,0 +1,106 @@
+"""The attacker's step: the victim of one (task, architecture, attack, recipe, seed), cached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gauntlet.artifacts import TensorsCodec
+from gauntlet.attack import Attack, Mounted
+from gauntlet.dataset import TaskData
+from gauntlet.fingerprint import fingerprint, versions
+from gauntlet.guard import Role, acting_as
+from gauntlet.images import ImageSet
+from gauntlet.keys import key
+from gauntlet.precision import arithmetic
+from gauntlet.settings import values
+from gauntlet.store import Obtained
+from gauntlet.toolbox import EngineTools, Lent, NetworkCodec, describe, state_of
+from gauntlet.views import AttackerView
+
+__all__ = ["attacker_view", "mount", "victim_spec"]
+
+
+def victim_spec(attack: Attack, tools: EngineTools) -> dict[str, Any]:
+    """Everything that the victim depends on."""
+    architectures = [tools.architecture, *tools.others.values()]
+    modules = [type(part).__module__ for part in (attack, *architectures)]
+    return {
+        "task": tools.data.facts.hash,
+        "architecture": describe(tools.architecture),
+        "origins": [part.origin() for part in architectures],
+        "attack": describe(attack),
+        "recipe": values(tools.recipe),
+        "arithmetic": arithmetic(tools.recipe, tools.device),
+        "seed": tools.seed,
+        "device": tools.device.type,
+        "code": fingerprint("gauntlet.mounting", *modules),
+        "versions": versions(),
+    }
+
+
+def attacker_view(tools: EngineTools) -> AttackerView:
+    """The clean training data, and what the attacker may use."""
+    return AttackerView(
+        facts=tools.data.facts,
+        architecture=tools.architecture,
+        recipe=tools.recipe,
+        seed=tools.seed,
+        device=tools.device,
+        tools=Lent(tools),
+        training=tools.data.training,
+    )
+
+
+def mount(attack: Attack, tools: EngineTools) -> Obtained[Mounted]:
+    """The mounted attack, from the store or trained now."""
+    spec = victim_spec(attack, tools)
+
+    def make() -> Mounted:
+        with acting_as(Role.ATTACKER):
+            return attack.mount(attacker_view(tools))
+
+    return tools.store.obtain(
+        "victim",
+        key(spec),
+        spec,
+        _MountedCodec(tools.data, NetworkCodec(tools.architecture, tools.data, tools.device)),
+        make,
+        recompute=tools.recompute,
+        device=str(tools.device),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _MountedCodec:
+    """Weights, and the poisoned set as what differs from the task's own training images."""
+
+    data: TaskData
+    networks: NetworkCodec
+
+    def save(self, value: Mounted, folder: Path) -> None:
+        training = value.training
+        tensors = {
+            "rows": training.rows,
+            "labels": training.labels,
+            "changed": training.changed,
+            "poisoned": value.poisoned,
+            "sources": value.sources,
+        }
+        if training.base is not self.data.training.base:
+            tensors["base"] = training.base
+        tensors |= {f"network.{name}": tensor for name, tensor in state_of(value.network).items()}
+        TensorsCodec().save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder)
+
+    def load(self, folder: Path) -> Mounted:
+        tensors = TensorsCodec().load(folder)
+        prefix = "network."
+        state = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+        own = self.data.training
+        base = tensors.get("base", own.base)
+        training = ImageSet(base, tensors["rows"], tensors["labels"], tensors["changed"])
+        poisoned, sources = tensors["poisoned"].to(torch.bool), tensors["sources"]
+        return Mounted(self.networks.restore(state), training, poisoned, sources)

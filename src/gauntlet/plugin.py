@@ -1,0 +1,67 @@
+"""The decorators that make a class a plug-in. They only mark and check it; `gauntlet.registry` collects."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+from typing import Any, TypeVar
+
+__all__ = ["Kind", "attack", "defense", "kind_of", "model", "name_of", "report", "task"]
+
+C = TypeVar("C", bound=type[Any])
+
+
+class Kind(StrEnum):
+    """The kinds of plug-ins; the values are the names of their folders and entry-point groups."""
+
+    TASK = "tasks"
+    MODEL = "models"
+    ATTACK = "attacks"
+    DEFENSE = "defenses"
+    REPORT = "reports"
+
+
+def _mark(cls: C, kind: Kind) -> C:
+    if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise TypeError(f"{cls.__module__}.{cls.__qualname__} must be a frozen dataclass: @dataclass(frozen=True)")
+    if not cls.__doc__ or cls.__doc__.startswith(f"{cls.__name__}("):
+        raise TypeError(f"{cls.__module__}.{cls.__qualname__} needs a docstring with its source")
+    cls.plugin_kind = kind  # type: ignore[attr-defined]
+    return cls
+
+
+def task(cls: C) -> C:
+    """Mark a `gauntlet.task.TaskSource` as a plug-in."""
+    return _mark(cls, Kind.TASK)
+
+
+def model(cls: C) -> C:
+    """Mark a `gauntlet.architecture.Architecture` as a plug-in."""
+    return _mark(cls, Kind.MODEL)
+
+
+def attack(cls: C) -> C:
+    """Mark a `gauntlet.attack.Attack` as a plug-in."""
+    return _mark(cls, Kind.ATTACK)
+
+
+def defense(cls: C) -> C:
+    """Mark a `gauntlet.defense.Defense` as a plug-in."""
+    return _mark(cls, Kind.DEFENSE)
+
+
+def report(cls: C) -> C:
+    """Mark a `gauntlet.report.Report` as a plug-in."""
+    return _mark(cls, Kind.REPORT)
+
+
+def kind_of(cls: type[Any]) -> Kind | None:
+    """The kind of a marked class; None for a class that only inherits the mark."""
+    kind = vars(cls).get("plugin_kind")
+    return kind if isinstance(kind, Kind) else None
+
+
+def name_of(plugin: object) -> str:
+    """The public name of a plug-in, class or instance: its module's name."""
+    cls = plugin if isinstance(plugin, type) else type(plugin)
+    return cls.__module__.rpartition(".")[2]

@@ -1,0 +1,161 @@
+"""Poisoning a training set: which samples, how many, added or replaced; shared by every poisoning attack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gauntlet.attack import Attack, Backdoor, Mounted
+from gauntlet.errors import SettingError
+from gauntlet.facts import TaskFacts
+from gauntlet.images import Images, ImageSet, to_float, to_uint8
+from gauntlet.labels import AllToOne, LabelMap
+from gauntlet.settings import Count, Probability
+from gauntlet.views import AttackerView
+
+__all__ = ["Poison", "Poisoning", "spread"]
+
+
+@dataclass(frozen=True, eq=False)
+class Poison:
+    """A poisoned set: which samples are poisoned, and where in the clean set each sample came from."""
+
+    training: ImageSet
+    poisoned: Tensor
+    sources: Tensor
+
+
+def spread(total: int, available: list[int]) -> list[int]:
+    """Split `total` over groups in proportion to their sizes (largest remainders), never above a group's size."""
+    whole = sum(available)
+    if not whole:
+        return [0] * len(available)
+    shares = [total * size / whole for size in available]
+    counts = [int(share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda group: (counts[group] - shares[group], group))
+    for group in by_remainder[: total - sum(counts)]:
+        counts[group] += 1
+    return counts
+
+
+@dataclass(frozen=True)
+class Poisoning(Attack):
+    """Poisons a share of the training set, then the victim is trained on it with the case's recipe.
+
+    poison_ratio is a share of the whole training set; images whose wanted label is already theirs are left out
+    unless include_target. The poison is spread over the classes in proportion. deploy `replace` puts poisoned images
+    in the place of the originals, `add` appends them; max_poisoned caps their number.
+    """
+
+    target: Annotated[int, Field(ge=0)] = 0
+    poison_ratio: Probability = 0.1
+    include_target: bool = False
+    deploy: Literal["replace", "add"] = "replace"
+    max_poisoned: Count | None = None
+
+    ratio_of: ClassVar[Literal["training set", "target class"]] = "training set"
+
+    def trigger(self, images: Images) -> Images:
+        """What the evaluator stamps on test images, and by default on poisoned training images too."""
+        raise NotImplementedError
+
+    @property
+    def label_map(self) -> LabelMap:
+        """The labels that the trigger should yield."""
+        return AllToOne(self.target)
+
+    @property
+    def backdoors(self) -> tuple[Backdoor, ...]:
+        return (Backdoor("backdoor", self.trigger, self.label_map),)
+
+    def may_poison(self, labels: Tensor, classes: int) -> Tensor:
+        """bool [N]: the samples that may be chosen."""
+        if self.include_target:
+            return torch.ones_like(labels, dtype=torch.bool)
+        return self.label_map.eligible(labels, classes)
+
+    def poison_images(self, view: AttackerView, images: Images, labels: Tensor) -> Images:  # noqa: ARG002
+        """The training images that carry the poison, float [n, C, H, W], made from clean ones with true labels."""
+        return self.trigger(images)
+
+    def poison_labels(self, view: AttackerView, labels: Tensor) -> Tensor:
+        """The labels that the poisoned samples get."""
+        return self.label_map.apply(labels, view.facts.classes)
+
+    def wanted(self, counts: Tensor, classes: int) -> tuple[int, list[int]]:
+        """How many samples to poison, and how many of each class may be, given the images of each class."""
+        allowed = self.may_poison(torch.arange(classes), classes)
+        available = (counts * allowed).tolist()
+        total = round(self.poison_ratio * self._base(counts))
+        return min(total, self.max_poisoned or total), available
+
+    def _base(self, counts: Tensor) -> int:
+        """The number of images that poison_ratio is a share of."""
+        return int(counts[self.target] if self.ratio_of == "target class" else counts.sum())
+
+    def check(self, facts: TaskFacts) -> None:
+        if self.target >= facts.classes:
+            raise SettingError(
+                f"target = {self.target}: {facts.name} has {facts.classes} classes; legal: 0 to {facts.classes - 1}"
+            )
+        counts = torch.tensor(facts.train_counts)
+        total, available = self.wanted(counts, facts.classes)
+        base = self._base(counts)
+        if self.poison_ratio and not total:
+            raise SettingError(
+                f"poison_ratio = {self.poison_ratio:g} of the {self.ratio_of}'s {base:,} images poisons none of "
+                f"{facts.name}; legal: 0, or from 1/{base}"
+            )
+        if self.max_poisoned is None and total > sum(available):
+            raise SettingError(
+                f"poison_ratio = {self.poison_ratio:g} asks for {total:,} images, but {facts.name} has only "
+                f"{sum(available):,} that may be poisoned; legal: at most {sum(available) / base:.4g}"
+            )
+        if self.max_poisoned is not None and self.max_poisoned > sum(available):
+            raise SettingError(
+                f"max_poisoned = {self.max_poisoned:,}: {facts.name} has only {sum(available):,} images that may be "
+                f"poisoned; legal: 1 to {sum(available):,}"
+            )
+
+    def choose(self, view: AttackerView) -> Tensor:
+        """int64 [n], sorted: the positions in the clean training set that are poisoned."""
+        labels = view.training.labels
+        counts = torch.bincount(labels, minlength=view.facts.classes)
+        total, available = self.wanted(counts, view.facts.classes)
+        allowed = self.may_poison(labels, view.facts.classes)
+        generator = view.generator("poisoned samples")
+        chosen = []
+        for value, count in enumerate(spread(total, available)):
+            members = ((labels == value) & allowed).nonzero().flatten()
+            chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+        return torch.cat(chosen).sort().values
+
+    def poison(self, view: AttackerView) -> Poison:
+        """The poisoned training set."""
+        chosen = self.choose(view)
+        clean = view.training
+        sources = torch.arange(len(clean))
+        labels = clean.labels[chosen]
+        images = to_uint8(self.poison_images(view, to_float(clean.images(chosen)), labels))
+        new_labels = self.poison_labels(view, labels)
+        if self.deploy == "add":
+            # Shuffled, so that a place in the delivered set tells nobody what was added.
+            order = torch.randperm(len(clean) + len(chosen), generator=view.generator("delivered order"))
+            poisoned = torch.cat([torch.zeros(len(clean)), torch.ones(len(chosen))]).bool()
+            delivered = clean.appended(images, new_labels).subset(order)
+            return Poison(delivered, poisoned[order], torch.cat([sources, chosen])[order])
+        poisoned = torch.zeros(len(clean), dtype=torch.bool)
+        poisoned[chosen] = True
+        return Poison(clean.replaced(chosen, images, new_labels), poisoned, sources)
+
+    def train(self, view: AttackerView, poison: Poison) -> Mounted:
+        """The victim trained on the poisoned set."""
+        network = view.tools.train(poison.training, "training")
+        return Mounted(network, poison.training, poison.poisoned, poison.sources)
+
+    def mount(self, view: AttackerView) -> Mounted:
+        return self.train(view, self.poison(view))

@@ -1,0 +1,195 @@
+"""A task made ready: checked, split, hashed, and as one file of tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gauntlet.errors import DataError
+from gauntlet.facts import TaskFacts
+from gauntlet.splits import split
+from gauntlet.task import RawTask
+
+__all__ = ["FactsCodec", "Prepared", "PreparedCodec", "Split", "prepare_raw"]
+
+_FACTS = TypeAdapter(TaskFacts)
+_FLOATS = TypeAdapter(tuple[float, ...])
+_SPLITS = ("training", "reserve", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """images: uint8 [N, C, H, W]. labels: int64 [N]. index: int64 [N], each image's row in the source, where the
+    rows of an own test set are counted on after the training rows.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """mean, std: of the training split by channel, of values in [0, 1]; std is 1 for a channel that never varies."""
+
+    facts: TaskFacts
+    training: Split
+    reserve: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def prepare_raw(raw: RawTask, name: str) -> Prepared:
+    """Check what a source yielded and split it. DataError says what is wrong with it."""
+    _check(raw, name)
+    classes = len(raw.class_names)
+    rows = split(raw.labels, classes, own_test=raw.test_images is not None)
+    training, reserve, test = (_select(raw, part) for part in (rows.training, rows.reserve, rows.test))
+    origin = "a stratified quarter of the images"
+    if raw.test_images is not None and raw.test_labels is not None:
+        size = len(raw.test_images)
+        index = torch.arange(len(raw.images), len(raw.images) + size)
+        test = Split(raw.test_images.contiguous(), raw.test_labels, index)
+        origin = "the source's own"
+    mean, std = _moments(training.images)
+    channels, height, width = raw.images.shape[1:]
+    facts = TaskFacts(
+        name=name,
+        shape=(channels, height, width),
+        class_names=raw.class_names,
+        train_counts=_counts(training, classes),
+        reserve_counts=_counts(reserve, classes),
+        test_counts=_counts(test, classes),
+        hash=_hash((training, reserve, test)),
+        provenance=f"{raw.provenance}; test set: {origin}",
+    )
+    return Prepared(facts, training, reserve, test, mean, std)
+
+
+def _check(raw: RawTask, name: str) -> None:
+    classes = len(raw.class_names)
+    if classes < 2:
+        raise DataError(f"task {name}: {classes} class(es); a classification task needs at least 2")
+    _check_part(raw.images, raw.labels, classes, f"task {name}, training part")
+    if (raw.test_images is None) != (raw.test_labels is None):
+        raise DataError(f"task {name}: test images and test labels must come together")
+    if raw.test_images is not None and raw.test_labels is not None:
+        _check_part(raw.test_images, raw.test_labels, classes, f"task {name}, test part")
+        if raw.test_images.shape[1:] != raw.images.shape[1:]:
+            shapes = f"{list(raw.images.shape[1:])} and {list(raw.test_images.shape[1:])}"
+            raise DataError(f"task {name}: training and test images differ in [C, H, W]: {shapes}")
+    least = 3 if raw.test_images is None else 2
+    counts = torch.bincount(raw.labels, minlength=classes)
+    rarest = int(counts.argmin())
+    if counts[rarest] < least:
+        has = f"class {raw.class_names[rarest]!r} has {int(counts[rarest])} training image(s)"
+        raise DataError(f"task {name}: {has}; the splits need at least {least} of each class")
+
+
+def _check_part(images: Tensor, labels: Tensor, classes: int, where: str) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise DataError(f"{where}: images must be uint8 [N, C, H, W], not {images.dtype} {list(images.shape)}")
+    if not images.numel():
+        raise DataError(f"{where}: no images")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        got = f"{labels.dtype} {list(labels.shape)}"
+        raise DataError(f"{where}: labels must be int64 [{len(images)}], one an image, not {got}")
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(f"{where}: label {int(labels[row])} of image {row} is out of range; legal: 0 to {classes - 1}")
+
+
+def _select(raw: RawTask, rows: Tensor) -> Split:
+    return Split(raw.images[rows], raw.labels[rows], rows)
+
+
+def _counts(part: Split, classes: int) -> tuple[int, ...]:
+    return tuple(torch.bincount(part.labels, minlength=classes).tolist())
+
+
+def _hash(parts: Sequence[Split]) -> str:
+    state = hashlib.sha256()
+    for part in parts:
+        for tensor in (part.images, part.labels, part.index):
+            state.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
+            state.update(tensor.contiguous().numpy().data)
+    return state.hexdigest()
+
+
+def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel, from whole-number sums, so that they are the same on every machine."""
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        histogram = torch.bincount(images[:, channel].flatten(), minlength=256).tolist()
+        size = sum(histogram)
+        total = sum(level * count for level, count in enumerate(histogram))
+        squares = sum(level * level * count for level, count in enumerate(histogram))
+        means.append(total / (255 * size))
+        deviations.append(math.sqrt(size * squares - total * total) / (255 * size) or 1.0)
+    return tuple(means), tuple(deviations)
+
+
+class PreparedCodec:
+    """One safetensors file, from which the tensors are mapped rather than read."""
+
+    _file = "tensors.safetensors"
+
+    def save(self, value: Prepared, folder: Path) -> None:
+        """OSError when the disk is full."""
+        parts = zip(_SPLITS, (value.training, value.reserve, value.test), strict=True)
+        tensors = {
+            f"{name}.{field}": tensor.contiguous()
+            for name, part in parts
+            for field, tensor in (("images", part.images), ("labels", part.labels), ("index", part.index))
+        }
+        metadata = {
+            "facts": _FACTS.dump_json(value.facts).decode(),
+            "mean": _FLOATS.dump_json(value.mean).decode(),
+            "std": _FLOATS.dump_json(value.std).decode(),
+        }
+        try:
+            save_file(tensors, folder / self._file, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    def load(self, folder: Path) -> Prepared:
+        """Nothing is copied: an image is read from the disk when it is first looked at."""
+        with safe_open(folder / self._file, framework="pt") as file:
+            metadata = file.metadata()
+            training, reserve, test = (
+                Split(*(file.get_tensor(f"{name}.{field}") for field in ("images", "labels", "index")))
+                for name in _SPLITS
+            )
+        return Prepared(
+            _FACTS.validate_json(metadata["facts"]),
+            training,
+            reserve,
+            test,
+            _FLOATS.validate_json(metadata["mean"]),
+            _FLOATS.validate_json(metadata["std"]),
+        )
+
+
+class FactsCodec:
+    """The facts alone, as JSON, for whoever plans cases without needing an image."""
+
+    _file = "facts.json"
+
+    def save(self, value: TaskFacts, folder: Path) -> None:
+        """OSError when the disk is full."""
+        (folder / self._file).write_bytes(_FACTS.dump_json(value))
+
+    def load(self, folder: Path) -> TaskFacts:
+        """The facts that `save` wrote."""
+        return _FACTS.validate_json((folder / self._file).read_bytes())

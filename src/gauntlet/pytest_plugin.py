@@ -1,0 +1,243 @@
+"""The pytest plug-in: a test that asks for `case` runs once for each case of the chosen suites.
+
+The only module with pytest hooks. It is loaded in every project whose environment holds Gauntlet, so importing it is
+cheap, its options make way for a project's own of the same name, and it does nothing where no test asks for its
+`case` fixture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gauntlet import hosting
+from gauntlet.errors import GauntletError
+from gauntlet.judged import Judged
+from gauntlet.options import OPTIONS
+
+if TYPE_CHECKING:
+    from gauntlet.case import Case
+    from gauntlet.desk import Desk
+    from gauntlet.scheduling import ByVictim
+
+__all__ = ["Judged"]
+
+_PROBLEM = pytest.StashKey[str]()
+_PROPERTY = "gauntlet"
+"""The name under which a record travels in a test's user properties."""
+
+
+def _wanted_by_conftest(pluginmanager: pytest.PytestPluginManager) -> bool:
+    """Whether a conftest.py names this plug-in in its `pytest_plugins`."""
+    modules = [plugin for plugin in pluginmanager.get_plugins() if hasattr(plugin, "__dict__")]
+    return any(__name__ in (vars(module).get("pytest_plugins") or ()) for module in modules)
+
+
+def _add_options(parser: pytest.Parser) -> None:
+    group = parser.getgroup("gauntlet", "gauntlet: backdoor attacks against defenses")
+    for option in OPTIONS:
+        try:
+            option.add_to(group.addoption)
+        except (ValueError, argparse.ArgumentError):
+            # The project has an option of this name, which wins there (ours keeps its default); or it is ours already.
+            continue
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    if _wanted_by_conftest(pluginmanager):
+        _add_options(parser)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(parser: pytest.Parser) -> Generator[None, object, object]:
+    """Loaded by entry point, the options come after those of the project's conftest."""
+    result = yield
+    _add_options(parser)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
+    """Before pytest-xdist looks: cases of one victim go to one worker, and a plan needs no workers."""
+    if config.getoption("numprocesses", None):
+        if config.getoption("gauntlet_plan", None):
+            config.option.numprocesses = 0
+        elif config.option.dist == "no" and _in_play(config):
+            config.option.dist = "loadgroup"
+    return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByVictim | None:
+    if config.option.dist != "loadgroup" or not _in_play(config):
+        return None
+    from gauntlet.scheduling import ByVictim
+
+    return ByVictim(config, log)
+
+
+def _in_play(config: pytest.Config) -> bool:
+    """Whether this run is likely about cases: known before collection, lest other projects get another scheduler."""
+    asked = any(config.getoption(option.dest, None) not in (None, option.default) for option in OPTIONS)
+    named = any(str(arg).startswith("gauntlet.") for arg in config.invocation_params.args)
+    return asked or named or _wanted_by_conftest(config.pluginmanager)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """For `pytest --markers`; a run registers the marks of its own cases."""
+    if config.getoption("markers", False) and _wanted_by_conftest(config.pluginmanager):
+        from gauntlet.marks import register_families
+
+        register_families(config)
+
+
+def _asks_for_ours(metafunc: pytest.Metafunc) -> bool:
+    """Whether `case` is this module's fixture here, and nobody has given it values yet."""
+    inside = vars(metafunc)
+    fixtures = inside.get("_arg2fixturedefs", {}).get("case")
+    given = inside.get("_params_directness", {})
+    return bool(fixtures) and fixtures[-1].func.__module__ == __name__ and "case" not in given
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if not _asks_for_ours(metafunc):
+        return
+    try:
+        session = hosting.session_of(metafunc.config)
+    except GauntletError as error:
+        # Raised here it would be a collection error with a traceback; `pytest_collection_modifyitems` tells it.
+        metafunc.config.stash[_PROBLEM] = str(error)
+        metafunc.parametrize("case", [pytest.param(None, id=hosting.UNSETTLED)], indirect=True)
+        return
+    from gauntlet.marks import parameters
+
+    metafunc.parametrize("case", parameters(session, metafunc.config), indirect=True)
+    hosting.clear_line(metafunc.config)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, object, object]:
+    placeholders = [item for item in items if hosting.parameter_of(item.nodeid) == hosting.UNSETTLED]
+    result = yield
+    if _PROBLEM in config.stash:
+        if not hosting.is_worker(config):
+            raise pytest.UsageError(config.stash[_PROBLEM])
+        # A worker that raises takes the run down with a traceback; the placeholder's id makes the controller look.
+        items[:] = placeholders
+    hosting.choose_cases(config, hosting.cases_of(config, items))
+    return result
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
+    return [] if hosting.is_worker(config) else hosting.header_lines(config, hosting.cases_of(config, items))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
+    """Workers collect, the controller doesn't: it learns from the ids which cases are due."""
+    config = node.config
+    if hosting.DESK in config.stash:
+        return
+    try:
+        cases = hosting.cases_among(config, ids)
+    except GauntletError as error:
+        raise pytest.UsageError(str(error)) from None
+    hosting.choose_cases(config, cases)
+    _open_desk(config, cases)
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    for line in hosting.header_lines(config, cases) if reporter is not None else []:
+        reporter.write_line(line)
+
+
+def _open_desk(config: pytest.Config, cases: Sequence[Case]) -> None:
+    if not cases or config.option.collectonly or hosting.options_of(config).plan:
+        return
+    from gauntlet.desk import Desk
+
+    try:
+        desk = Desk(hosting.session_of(config), hosting.options_of(config), cases, hosting.warner(config))
+    except GauntletError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[hosting.DESK] = desk
+    config.pluginmanager.register(_Clerk(config, desk), "gauntlet-clerk")
+
+
+class _Clerk:
+    """The hooks of the one process that writes: the controller, or the only process. Registered once it has cases."""
+
+    def __init__(self, config: pytest.Config, desk: Desk) -> None:
+        self._config = config
+        self._desk = desk
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Records reach the disk as cases finish."""
+        from gauntlet.records import Record
+
+        if report.when == "setup":
+            for name, value in report.user_properties:
+                if name == _PROPERTY:
+                    self._desk.take(Record.model_validate_json(str(value)))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Whatever stopped the run, every selected case gets a record, and the reports are written."""
+        hosting.clear_line(self._config)
+        why = str(session.shouldfail or session.shouldstop or "")
+        if not why and exitstatus == pytest.ExitCode.INTERRUPTED:
+            why = "interrupted"
+        self._desk.close(f"not run: {why or 'its test ended before the case was measured'}")
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """The leaderboard, its provenance, and last the paths of the artifacts."""
+        wide = terminalreporter.isatty or "COLUMNS" in os.environ
+        width = shutil.get_terminal_size().columns if wide else 120
+        terminalreporter.section("gauntlet")
+        terminalreporter.write(self._desk.leaderboard(width, terminalreporter.hasmarkup))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """Collection went well: open the desk. Under --plan: print what would run, run nothing."""
+    config = session.config
+    if not hosting.is_worker(config):
+        _open_desk(config, hosting.cases_of(config, session.items))
+    if config.option.collectonly or session.testsfailed or not config.getoption("gauntlet_plan", None):
+        return None
+    text = "no test asks for a case: nothing to plan"
+    if cases := hosting.cases_of(config, session.items):
+        from gauntlet.plan import plan_text
+
+        text = plan_text(hosting.session_of(config).plan(cases), config.stash.get(hosting.CHOICE, None))
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(f"\n{text}")
+    return True
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Case:
+    """One case of the chosen suites; a test that asks for it runs once for each."""
+    found: Case = request.param
+    return found
+
+
+@pytest.fixture
+def outcome(request: pytest.FixtureRequest, case: Case) -> Judged:
+    """The case trained, scored and judged. Its record is kept before any test asserts anything."""
+    config = request.config
+    record, error = hosting.session_of(config).attempt(case, config.stash.get(hosting.CHOICE, None))
+    hosting.clear_line(config)
+    request.node.user_properties.append((_PROPERTY, record.model_dump_json()))
+    if isinstance(error, GauntletError):
+        pytest.fail(record.reason, pytrace=False)
+    if error is not None:
+        raise error
+    if record.status in ("not-applicable", "not-run"):
+        pytest.skip(record.reason)
+    return Judged(record, hosting.options_of(config).strict_gates)

@@ -1,0 +1,154 @@
+"""The record of a case: everything the reports are made of, as JSON (pydantic checks it on the way in)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "BackdoorCounts",
+    "Cost",
+    "Counts",
+    "Gate",
+    "Poison",
+    "Provenance",
+    "Record",
+    "SeedScore",
+    "Status",
+]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Status(StrEnum):
+    """What a leaderboard cell says. Never a blank, never -1."""
+
+    PASS = "pass"  # noqa: S105 -- a status, not a password
+    FAIL = "fail"
+    MARGINAL = "marginal"
+    ATTACK_FAILED = "attack-failed"
+    COLLAPSED = "collapsed"
+    NOT_APPLICABLE = "not-applicable"
+    ERROR = "error"
+    NOT_RUN = "not-run"
+
+
+class Counts(_Frozen):
+    """`hits` of `n`; ratios and intervals are computed from these, never stored alone."""
+
+    hits: int = Field(ge=0)
+    n: int = Field(ge=0)
+
+
+class BackdoorCounts(_Frozen):
+    """One backdoor on the test set of one seed.
+
+    asr: triggered images whose true label is not the wanted one (the target class is excluded) that yield the
+    wanted label. asr_inclusive: the same over all images. untriggered: the same images as in `asr` without trigger
+    that already yield the wanted label. robust: the images of `asr` that keep their true label.
+    by_class: asr counts for each true class. distances: measure -> {mean, median, stdev, iqr, min, max} between the
+    triggered and the original images.
+    """
+
+    name: str
+    asr: Counts
+    asr_inclusive: Counts
+    untriggered: Counts
+    robust: Counts
+    by_class: tuple[Counts, ...]
+    distances: dict[str, dict[str, float]] = {}
+
+
+class Poison(_Frozen):
+    """How much was poisoned (trap T12). effective: poisoned samples whose delivered image differs from the original."""
+
+    total: int
+    train_size: int
+    by_class: tuple[int, ...]
+    effective: int
+
+
+class Cost(_Frozen):
+    """One step's cost. seconds and peak memory (bytes, of the process or of the GPU) as measured when it ran."""
+
+    step: str
+    seed: int
+    seconds: float
+    peak_memory: int
+    device: str
+    cached: bool
+
+
+class TestCounts(_Frozen):
+    """One network on the test set of one seed."""
+
+    __test__ = False
+
+    clean: Counts
+    clean_by_class: tuple[Counts, ...]
+    backdoors: tuple[BackdoorCounts, ...]
+    poison: Poison
+
+
+class SeedScore(TestCounts):
+    """One seed of a case. undefended_*: the same counts of the victim before the defense; ASR of each backdoor.
+
+    predictions: the store key of the score, whose entry keeps the per-sample predictions.
+    """
+
+    seed: int
+    undefended_clean: Counts
+    undefended_asr: tuple[Counts, ...]
+    predictions: str = ""
+
+
+class Gate(_Frozen):
+    """What a case must reach; None: not asked. Shares in [0, 1]."""
+
+    min_clean_accuracy: float | None = Field(default=None, ge=0, le=1)
+    min_asr: float | None = Field(default=None, ge=0, le=1)
+    max_asr: float | None = Field(default=None, ge=0, le=1)
+    min_robust_accuracy: float | None = Field(default=None, ge=0, le=1)
+
+
+class Provenance(_Frozen):
+    """Where a result comes from."""
+
+    gauntlet: str
+    commit: str
+    python: str
+    torch: str
+    numpy: str
+    device: str
+    threads: int
+    task_hash: str
+    task_provenance: str
+    started: str
+
+
+class Record(_Frozen):
+    """One cell of the leaderboard. reason: why it is not a pass, in one sentence (empty for a pass)."""
+
+    id: str
+    suite: str
+    task: str
+    architecture: str
+    attack: str
+    attack_settings: dict[str, Any] = {}
+    family: str
+    defense: str
+    defense_settings: dict[str, Any] = {}
+    stage: str
+    reserve: int
+    status: Status
+    reason: str = ""
+    expected: str = ""
+    seeds: tuple[int, ...]
+    scores: tuple[SeedScore, ...] = ()
+    gate: Gate = Gate()
+    costs: tuple[Cost, ...] = ()
+    provenance: Provenance

@@ -1,0 +1,155 @@
+"""Settings of plug-ins: frozen-dataclass fields, checked by pydantic, printed by their repr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Hashable, Mapping
+from functools import cache
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
+
+from pydantic import Field, PydanticUserError, TypeAdapter, ValidationError
+
+from gauntlet.errors import SettingError, nearest
+
+__all__ = [
+    "Count",
+    "Fraction",
+    "NonNegative",
+    "Positive",
+    "Probability",
+    "Setting",
+    "build",
+    "changed",
+    "check_types",
+    "describe",
+    "tag",
+    "values",
+]
+
+T = TypeVar("T")
+
+Count = Annotated[int, Field(ge=1)]
+"""A whole number from 1."""
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A finite number above 0."""
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A finite number from 0."""
+Fraction = Annotated[float, Field(gt=0, le=1)]
+"""A share in (0, 1]."""
+Probability = Annotated[float, Field(ge=0, le=1)]
+"""A share in [0, 1]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One setting of a plug-in, as `gauntlet list` shows it."""
+
+    name: str
+    default: str
+    legal: str
+
+
+@cache
+def _adapter(cls: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast("type[Any]", cls))
+
+
+def check_types(cls: type[Any], where: str) -> None:
+    """Raise SettingError when the types of a plug-in's settings can't be found or can't be checked."""
+    try:
+        get_type_hints(cls)
+        _adapter(cast("Hashable", cls))
+    except NameError as error:
+        raise SettingError(f"{where}: {error}, but {cls.__name__} uses it as a type; import it there") from None
+    except PydanticUserError as error:
+        problem = str(error).partition("\n")[0].partition(". ")[0]
+        raise SettingError(f"{where}: a setting of {cls.__name__} has no type that TOML can write: {problem}") from None
+
+
+def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(cls) if field.init]
+
+
+def build(cls: type[T], settings: Mapping[str, object], who: str) -> T:
+    """An instance of the dataclass `cls` with checked settings.
+
+    Raises SettingError, naming `who`, the setting and the legal range.
+    """
+    known = [field.name for field in _fields(cls)]
+    for name in settings:
+        if name not in known:
+            raise SettingError(f"{who}: {nearest(name, known, 'setting')}")
+    try:
+        instance: T = _adapter(cast("Hashable", cls)).validate_python(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"setting {first['loc'][0]} = {first['input']!r}: " if first["loc"] else ""
+        problem = first["msg"].removeprefix("Value error, ")
+        raise SettingError(f"{who}: {where}{problem[0].lower()}{problem[1:]}") from None
+    return instance
+
+
+def values(instance: Any) -> dict[str, Any]:
+    """The settings of an instance as plain JSON values."""
+    return {field.name: _plain(getattr(instance, field.name)) for field in _fields(type(instance))}
+
+
+def changed(instance: Any) -> dict[str, Any]:
+    """The settings that differ from their defaults."""
+    fresh = {
+        field.name: _plain(field.default if field.default_factory is dataclasses.MISSING else field.default_factory())
+        for field in _fields(type(instance))
+    }
+    return {name: value for name, value in values(instance).items() if value != fresh[name]}
+
+
+def tag(name: str, settings: Mapping[str, object]) -> str:
+    """`badnets[patch=5,poison_ratio=0.01]`: how a plug-in with these settings is written in ids and tables."""
+    if not settings:
+        return name
+    return f"{name}[{','.join(f'{key}={_short(value)}' for key, value in settings.items())}]"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "+".join(f"{name}:{_short(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return "+".join(_short(item) for item in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def describe(cls: type[Any]) -> list[Setting]:
+    """Name, default and legal values of each setting of a plug-in."""
+    schema = _adapter(cast("Hashable", cls)).json_schema()
+    properties = schema.get("properties", {})
+    hints = get_type_hints(cls)
+    rows = []
+    for field in _fields(cls):
+        default = "" if field.default is dataclasses.MISSING else json.dumps(_plain(field.default))
+        rows.append(Setting(field.name, default, _legal(properties.get(field.name, {}), hints[field.name])))
+    return rows
+
+
+def _legal(schema: Mapping[str, Any], hint: object) -> str:
+    if "anyOf" in schema:
+        return " | ".join(_legal(choice, hint) for choice in schema["anyOf"])
+    if "enum" in schema:
+        return " | ".join(str(choice) for choice in schema["enum"])
+    bounds = []
+    for key, sign in (
+        ("minimum", ">="),
+        ("exclusiveMinimum", ">"),
+        ("maximum", "<="),
+        ("exclusiveMaximum", "<"),
+    ):
+        if key in schema:
+            bounds.append(f"{sign} {schema[key]}")
+    kind = schema.get("type") or getattr(hint, "__name__", str(hint))
+    return " ".join([str(kind), ", ".join(bounds)]).strip()
+
+
+def _plain(value: object) -> Any:
+    if type(value) in (str, int, float, bool):
+        return value
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,134 @@
+"""The leaderboard in a terminal: readable from 80 columns on, with and without colour."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gauntlet.board import Board, Cell, Column, Row, Standing, boards, standings
+from gauntlet.records import Record, Status
+from gauntlet.wording import DASH, percent, provenance_lines, standing_text, status_text, summary_line
+
+__all__ = ["print_leaderboard"]
+
+_STYLES = {
+    Status.PASS: "green",
+    Status.FAIL: "bold red",
+    Status.MARGINAL: "yellow",
+    Status.ATTACK_FAILED: "cyan",
+    Status.COLLAPSED: "magenta",
+    Status.NOT_APPLICABLE: "bright_black",
+    Status.ERROR: "bold red reverse",
+    Status.NOT_RUN: "bright_black",
+}
+_CELL_WIDTH = 14  # of `not-applicable`, the longest status
+_ATTACK_WIDTH = 22
+_GAP = 2
+_PARTS = re.compile(r"\[|[^_,\[]+[_,]?|[_,]")
+_HEADINGS = {
+    "rank": "#",
+    "defense": "defense",
+    "worst ASR": "worst ASR",
+    "mean ASR": "mean",
+    "worst clean drop": "drop",
+    "mean DER": "DER",
+    "coverage": "cover",
+    "seconds": "s",
+}
+_LEFT = ("defense", "on", "statuses")
+_RANKING = "Defenses by their worst case, in percent. drop: most clean accuracy lost; s: seconds a case"
+
+
+def print_leaderboard(records: Sequence[Record], console: Console, artifacts: Sequence[Path] = ()) -> None:
+    """Print attacks by defenses, the ranking, the provenance and, last, the paths of the artifacts."""
+    console.print(Text(f"Leaderboard: {summary_line(records)}", style="bold"))
+    for board in boards(records):
+        _print_board(board, console)
+    _print_ranking(standings(records), console)
+    console.print()
+    for what, value in provenance_lines(records):
+        console.print(Text(f"{what}: {value}", style="dim"))
+    for path in artifacts:
+        console.print(Text(str(path)), soft_wrap=True)
+
+
+def _print_board(board: Board, console: Console) -> None:
+    notes = board.notes
+    console.print()
+    console.print(Text(f"{board.task}, {board.architecture}: clean accuracy / ASR in percent", style="italic"))
+    for columns in _blocks(board.columns, console.width):
+        table = Table(box=None, padding=(0, _GAP, 0, 0))
+        table.add_column("attack", width=_ATTACK_WIDTH, overflow="fold")
+        for column in columns:
+            table.add_column(_heading(column), width=_CELL_WIDTH, overflow="fold")
+        for row in board.rows:
+            table.add_row(_row_heading(row), *(_cell(board.cell(row, column), notes) for column in columns))
+        console.print(table)
+        console.print()
+    for number, note in enumerate(notes, start=1):
+        console.print(Text(f"({number}) {note}"))
+
+
+def _blocks(columns: Sequence[Column], width: int) -> Iterator[Sequence[Column]]:
+    """As many columns at a time as stand side by side in the terminal, all blocks about as wide."""
+    most = max(1, (width - _ATTACK_WIDTH - _GAP) // (_CELL_WIDTH + _GAP))
+    size = math.ceil(len(columns) / math.ceil(len(columns) / most))
+    for start in range(0, len(columns), size):
+        yield columns[start : start + size]
+
+
+def _heading(column: Column) -> Text:
+    return Text(_folded(column.label, _CELL_WIDTH), style="italic" if column.reference else "bold")
+
+
+def _row_heading(row: Row) -> Text:
+    text = Text(_folded(row.label, _ATTACK_WIDTH))
+    if row.control:
+        text.append("\ncontrol", style="bright_black")
+    return text
+
+
+def _folded(label: str, width: int) -> str:
+    """The label in lines of at most `width`, broken at underscores and between settings where that is possible."""
+    lines = [""]
+    for part in _PARTS.findall(label):
+        if lines[-1] and (len(lines[-1]) + len(part) > width or part.startswith("[")):
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _cell(cell: Cell, notes: Sequence[str]) -> Text:
+    style = _STYLES[cell.status]
+    numbers = ""
+    if cell.figures:
+        worst = cell.figures.worst
+        numbers = f"{percent(cell.figures.clean.value)} / {percent(worst.asr.value) if worst else DASH}\n"
+    mark = f" ({notes.index(cell.note) + 1})" if cell.note else ""
+    return Text(f"{numbers}{status_text(cell)}{mark}", style=style)
+
+
+def _print_ranking(rows: Sequence[Standing], console: Console) -> None:
+    headings = dict(_HEADINGS)
+    if console.width >= 120:
+        headings["on"] = "worst on"
+    if console.width >= 170:
+        headings["statuses"] = "statuses"
+    console.print()
+    console.print(Text(_RANKING, style="italic"))
+    table = Table(box=None, padding=(0, _GAP, 0, 0))
+    for name, heading in headings.items():
+        table.add_column(heading, justify="left" if name in _LEFT else "right", no_wrap=name != "statuses")
+    for row in rows:
+        text = standing_text(row)
+        # The settings stand in the board above; here they would push the figures out of the window.
+        text["on"] = text["on"].partition("[")[0]
+        style = "" if row.rank is not None else "bright_black"
+        table.add_row(*(Text(text[name]) for name in headings), style=style)
+    console.print(table)

@@ -1,0 +1,190 @@
+"""What the engine lends to attackers and defenders: networks, and trainings on their own data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gauntlet import randomness
+from gauntlet.architecture import Architecture
+from gauntlet.artifacts import TensorsCodec
+from gauntlet.dataset import TaskData
+from gauntlet.errors import GauntletError
+from gauntlet.fingerprint import fingerprint, versions
+from gauntlet.images import ImageSet
+from gauntlet.keys import key
+from gauntlet.network import Network
+from gauntlet.objective import CrossEntropy, Objective
+from gauntlet.plugin import name_of
+from gauntlet.precision import arithmetic
+from gauntlet.progress import Progress
+from gauntlet.recipe import Recipe
+from gauntlet.settings import values
+from gauntlet.store import Store
+from gauntlet.training import fit
+
+__all__ = ["EngineTools", "Lent", "NetworkCodec", "describe", "empty_network"]
+
+_VICTIMS = ("training",)
+"""The purpose of the victim's own training, and of those that are compared with it."""
+
+
+def describe(plugin: object) -> dict[str, Any]:
+    """A plug-in as part of a key: its name and all its settings."""
+    return {"name": name_of(plugin), **values(plugin)}
+
+
+def empty_network(architecture: Architecture, data: TaskData) -> Network:
+    """A network without weights (meta device), for weights that are about to be loaded."""
+    with torch.device("meta"):
+        return wrap(architecture, data)
+
+
+def wrap(architecture: Architecture, data: TaskData) -> Network:
+    """The architecture's module behind the task's normalisation."""
+    body = architecture.build(data.facts.shape, data.facts.classes)
+    return Network(body, data.mean, data.std, architecture.feature_layer, architecture.last_conv)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkCodec:
+    """A network's weights as safetensors; loading builds it without initialising it first."""
+
+    architecture: Architecture
+    data: TaskData
+    device: torch.device
+    tensors: TensorsCodec = field(default_factory=TensorsCodec)
+
+    def save(self, value: Network, folder: Path) -> None:
+        """Write the state."""
+        self.tensors.save(state_of(value), folder)
+
+    def load(self, folder: Path) -> Network:
+        """A network in eval mode on the device."""
+        return self.restore(self.tensors.load(folder))
+
+    def restore(self, state: dict[str, Tensor]) -> Network:
+        """A network in eval mode on the device, with copies of the given tensors (they may be memory-mapped)."""
+        network = empty_network(self.architecture, self.data)
+        network.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
+        return network.place(self.device).eval()
+
+
+def state_of(network: Network) -> dict[str, Tensor]:
+    """The network's state on the CPU, in plain layout."""
+    return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+
+
+class Lent:
+    """What a player holds of the tools: two calls, and neither the store nor the task's data behind them."""
+
+    __slots__ = ("new_network", "train")
+
+    def __init__(self, tools: EngineTools) -> None:
+        self.new_network = tools.new_network
+        self.train = tools.train
+
+
+@dataclass(frozen=True, eq=False)
+class EngineTools:
+    """Implements `gauntlet.views.Toolbox` for one player of one case.
+
+    others: the further architectures that the attack has declared, by name. who: for progress, `badnets on le_net`.
+    """
+
+    data: TaskData
+    architecture: Architecture
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    store: Store
+    others: Mapping[str, Architecture]
+    progress: Progress
+    recompute: bool
+    who: str
+
+    def new_network(self, architecture: str = "") -> Network:
+        """A freshly initialised network; the same seed gives the same weights."""
+        return self._initialised(architecture, _VICTIMS)
+
+    def train(
+        self,
+        images: ImageSet,
+        *purpose: str,
+        recipe: Recipe | None = None,
+        objective: Objective | None = None,
+        network: Network | None = None,
+        architecture: str = "",
+        shared: bool = False,
+    ) -> Network:
+        """See `gauntlet.views.Toolbox.train`."""
+        recipe = recipe or self.recipe
+        objective = objective or CrossEntropy(recipe.label_smoothing)
+
+        def make() -> Network:
+            trained = network or self._initialised(architecture, purpose)
+            self.progress.step(f"{' '.join(purpose)}: {self.who}, seed {self.seed}")
+            fit(
+                trained,
+                images,
+                recipe,
+                seed=self.seed,
+                purpose=purpose,
+                device=self.device,
+                objective=objective,
+                progress=self.progress,
+            )
+            return trained
+
+        spec = objective.spec()
+        if not shared or spec is None or network is not None:
+            return make()
+        chosen = self._architecture(architecture)
+        identity = self._identity(images, purpose, recipe, spec, chosen, type(objective).__module__)
+        codec = NetworkCodec(chosen, self.data, self.device)
+        obtained = self.store.obtain(
+            "training", key(identity), identity, codec, make, recompute=self.recompute, device=str(self.device)
+        )
+        return obtained.value
+
+    def _initialised(self, architecture: str, purpose: tuple[str, ...]) -> Network:
+        """The purpose counts, so that what an attacker trains for himself is no twin of the victim."""
+        with randomness.seeded(self.seed, "initialisation", *(() if purpose == _VICTIMS else purpose)):
+            network = wrap(self._architecture(architecture), self.data)
+        return network.place(self.device)
+
+    def _architecture(self, name: str) -> Architecture:
+        if not name:
+            return self.architecture
+        if name not in self.others:
+            raise GauntletError(f"{self.who} trains {name!r}, which the attack's `models` doesn't declare")
+        return self.others[name]
+
+    def _identity(
+        self,
+        images: ImageSet,
+        purpose: tuple[str, ...],
+        recipe: Recipe,
+        objective: dict[str, Any],
+        architecture: Architecture,
+        module: str,
+    ) -> dict[str, Any]:
+        return {
+            "images": images.digest(),
+            "normalisation": [self.data.mean, self.data.std],
+            "architecture": describe(architecture),
+            "origin": architecture.origin(),
+            "recipe": values(recipe),
+            "arithmetic": arithmetic(recipe, self.device),
+            "objective": objective,
+            "purpose": list(purpose),
+            "seed": self.seed,
+            "device": self.device.type,
+            "code": fingerprint("gauntlet.toolbox", module, type(architecture).__module__),
+            "versions": versions(),
+        }

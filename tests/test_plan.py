@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from gauntlet.costs import Basis, Costs, StepCost, forward_flops
+from gauntlet.pipeline import Context, Step
+from gauntlet.plan import Plan, Planned, choose, plan_text
+from gauntlet.plugin import Kind
+from gauntlet.store import Store
+from gauntlet.task import LoadContext
+from gauntlet.toolbox import describe
+from tests.sample_scores import REGISTRY, case, facts
+
+
+class Text:
+    """Stores a string."""
+
+    def save(self, value: str, folder: Path) -> None:
+        (folder / "text").write_text(value)
+
+    def load(self, folder: Path) -> str:
+        return (folder / "text").read_text()
+
+
+def silent(text: str) -> None:
+    raise AssertionError(text)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context(Store(tmp_path / "store", silent), REGISTRY, torch.device("cpu"), LoadContext(tmp_path))
+
+
+def costs(context: Context) -> Costs:
+    return Costs(context, {"digits": facts()})
+
+
+def victim_spec(attack: str = "badnets", epochs: float = 1.0) -> dict[str, object]:
+    of = case(attack)
+    return {
+        "task": facts().hash,
+        "device": "cpu",
+        "architecture": describe(of.architecture),
+        "attack": describe(of.attack),
+        "recipe": {"epochs": epochs},
+    }
+
+
+def remember(context: Context, kind: str, number: int, spec: Mapping[str, object]) -> str:
+    """Puts an entry into the store that took (nearly) no time; its seconds are what `Store.cost` then says."""
+    key = f"{number:064x}"
+    context.store.obtain(kind, key, spec, Text(), lambda: "made")
+    return key
+
+
+def seconds(context: Context, kind: str, key: str) -> float:
+    found = context.store.cost(kind, key)
+    assert found is not None
+    return found
+
+
+def test_flops_of_a_network_counted_by_hand() -> None:
+    network = REGISTRY.build(Kind.MODEL, "shallow_net", {})
+    assert forward_flops(network, facts()) == 2 * (784 * 32 + 32 * 10)
+
+
+def test_a_step_that_is_there_costs_nothing(context: Context) -> None:
+    key = remember(context, "victim", 1, victim_spec())
+    assert costs(context).of(Step("victim", key, 0), case()) == StepCost(Step("victim", key, 0), 0.0, Basis.CACHED)
+
+
+def test_recompute_counts_nothing_as_there(context: Context, tmp_path: Path) -> None:
+    key = remember(context, "victim", 1, victim_spec())
+    anew = Context(context.store, REGISTRY, torch.device("cpu"), LoadContext(tmp_path), recompute=True)
+    assert costs(anew).of(Step("victim", key, 0), case()).basis is Basis.MEASURED
+
+
+def test_the_same_step_measured_before_is_scaled_by_epochs(context: Context) -> None:
+    key = remember(context, "victim", 1, victim_spec(epochs=0.5))
+    found = costs(context).of(Step("victim", "f" * 64, 0), case())
+    assert found.basis is Basis.MEASURED
+    assert found.seconds == pytest.approx(2 * seconds(context, "victim", key))
+
+
+def test_a_similar_step_is_scaled_by_the_work_of_both(context: Context) -> None:
+    key = remember(context, "victim", 1, victim_spec("badnets"))
+    of = case("clean_label")
+    found = costs(context).of(Step("victim", "f" * 64, 0), of)
+    assert found.basis is Basis.SIMILAR
+    assert found.seconds == pytest.approx(of.attack.cost * seconds(context, "victim", key))
+
+
+def test_a_defense_is_estimated_from_victims_while_none_was_measured(context: Context) -> None:
+    key = remember(context, "victim", 1, victim_spec())
+    of = case(defense="fine_tuning")
+    found = costs(context).of(Step("defended", "f" * 64, 0), of)
+    assert found.basis is Basis.SIMILAR
+    assert found.seconds == pytest.approx(of.defense.cost * seconds(context, "victim", key))
+
+
+def test_other_tasks_and_architectures_teach_nothing(context: Context) -> None:
+    remember(context, "victim", 1, {**victim_spec(), "task": "1" * 64})
+    remember(context, "victim", 2, {**victim_spec(), "architecture": {"name": "le_net"}})
+    remember(context, "victim", 3, {**victim_spec(), "device": "cuda"})
+    assert costs(context).of(Step("victim", "f" * 64, 0), case()).basis is Basis.ARITHMETIC
+
+
+def test_defenses_and_scores_are_found_through_their_victim(context: Context) -> None:
+    victim = remember(context, "victim", 1, victim_spec())
+    defense = describe(case(defense="fine_tuning").defense)
+    defended = remember(context, "defended", 2, {"victim": victim, "defense": defense})
+    scored = remember(context, "score", 3, {"network": defended, "attack": {}, "defense": defense})
+    remember(context, "score", 4, {"network": "a" * 64, "attack": {}, "defense": None})
+    of = case(defense="fine_tuning")
+    assert costs(context).of(Step("defended", "f" * 64, 0), of).seconds == seconds(context, "defended", defended)
+    assert costs(context).of(Step("score", "f" * 64, 0), of).seconds == seconds(context, "score", scored)
+    other = costs(context).of(Step("defended", "f" * 64, 0), case(defense="clean_retrain"))
+    assert other.basis is Basis.SIMILAR
+
+
+def test_arithmetic_grows_with_epochs_and_work(context: Context) -> None:
+    small = costs(context).of(Step("victim", "f" * 64, 0), case())
+    large = costs(context).of(Step("victim", "f" * 64, 0), case("clean_label"))
+    assert 0 < small.seconds < large.seconds
+
+
+def planned(attack: str, defense: str, **steps: float) -> Planned:
+    """Step names to seconds; 0 is a cached step. Steps of one name are one step."""
+    parts = [
+        StepCost(Step("victim" if name.startswith("v") else "defended", name, 0), cost, basis)
+        for name, cost in steps.items()
+        for basis in [Basis.ARITHMETIC if cost else Basis.CACHED]
+    ]
+    return Planned(case(attack, defense), tuple(parts))
+
+
+PLAN = Plan(
+    (
+        planned("badnets", "none", v1=10),
+        planned("badnets", "fine_tuning", v1=10, f1=5),
+        planned("badnets", "clean_retrain", v1=10, c=20),
+        planned("single_pixel", "none", v2=10),
+        planned("single_pixel", "fine_tuning", v2=10, f2=5),
+        planned("single_pixel", "clean_retrain", v2=10, c=20),
+        planned("none", "none", v0=10),
+        planned("none", "fine_tuning", v0=10, f0=5),
+    )
+)
+
+
+def kept(budget: float) -> list[str]:
+    return [one.id.removeprefix("digits-shallow_net-") for one in choose(PLAN, budget).kept]
+
+
+def test_shared_steps_are_paid_once() -> None:
+    assert PLAN.seconds == 30 + 15 + 20
+    assert len(kept(65)) == 8
+    assert len(kept(64.9)) < 8
+
+
+def test_undefended_rows_come_first_and_of_these_the_control() -> None:
+    assert kept(10) == ["none-none"]
+    assert set(kept(30)) == {"badnets-none", "single_pixel-none", "none-none"}
+
+
+def test_every_defense_is_tried_once_before_one_is_tried_twice() -> None:
+    assert {name.rpartition("-")[2] for name in kept(55)} == {"none", "fine_tuning", "clean_retrain"}
+    assert len(kept(55)) == 6, "a retraining that the first case paid for comes free with the second"
+
+
+def test_what_is_left_out_says_why() -> None:
+    choice = choose(PLAN, 10)
+    assert len(choice.left_out) + len(choice.kept) == 8
+    assert choice.seconds == 10
+    assert choice.left_out["digits-shallow_net-badnets-none"] == (
+        "left out by the budget of 10.0 s: it would take another 10.0 s"
+    )
+
+
+def test_what_is_cached_is_kept_by_any_budget() -> None:
+    plan = Plan((planned("badnets", "fine_tuning", v1=0, f1=0), planned("none", "none", v0=10)))
+    assert [one.id for one in choose(plan, 0.001).kept] == ["digits-shallow_net-badnets-fine_tuning"]
+
+
+def test_the_table() -> None:
+    text = plan_text(PLAN)
+    rows = [line.split() for line in text.splitlines()]
+    assert ["digits-shallow_net-badnets-fine_tuning", "0/2", "15.0", "s", "5.00", "s", "arithmetic"] in rows
+    assert text.endswith("8 cases, 0 of 3 victims cached, about 65.0 s to go")
+    chosen = plan_text(PLAN, choose(PLAN, 10))
+    assert chosen.endswith("8 cases, 0 of 3 victims cached; 1 fit into the budget, about 10.0 s to go")
+    assert chosen.count("left out") == 7

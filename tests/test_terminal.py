@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import re
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from gauntlet.records import Status
+from gauntlet.terminal import print_leaderboard
+from tests.sample_records import PROVENANCE, record, sample
+
+MISSING = [("clean_label", "fine_tuning")]
+
+
+def printed(width: int, *, colour: bool = False) -> str:
+    text = StringIO()
+    console = Console(
+        file=text, width=width, force_terminal=colour, color_system="standard" if colour else None, _environ={}
+    )
+    print_leaderboard(sample(missing=MISSING), console, [Path("results/x/records.jsonl"), Path("results/x/a.md")])
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_nothing_is_wider_than_the_terminal(width: int) -> None:
+    assert max(len(line) for line in printed(width).splitlines()) <= width
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_every_status_is_said_in_words(width: int) -> None:
+    words = " ".join(printed(width).split())
+    for status in Status:
+        assert status in words, status
+
+
+def test_numbers_and_notes_are_there() -> None:
+    text = printed(200)
+    assert "96.7 / 7.2" in text
+    assert "not-run (2)" in text
+    assert "(2) no record" in text
+    assert re.search(r"1 +spatial_smoothing +12\.1 \[10\.4, 14\.1\]", text)
+
+
+def test_every_defense_has_a_column_at_any_width() -> None:
+    for width in (80, 120, 200):
+        heads = printed(width).replace("\n", " ")
+        for part in ("perfect_filter", "clean_retrain", "fine_tuning", "pgd_training", "augmentation"):
+            assert part in heads
+
+
+def test_provenance_then_artifacts_come_last() -> None:
+    lines = printed(200).rstrip().splitlines()
+    assert lines[-2:] == ["results/x/records.jsonl", "results/x/a.md"]
+    assert any(PROVENANCE.commit in line for line in lines[-9:-2])
+    assert any(PROVENANCE.task_hash[:16] in line for line in lines[-9:-2])
+
+
+def test_colour_only_adds_to_the_words() -> None:
+    coloured = printed(200, colour=True)
+    assert "\x1b[" in coloured
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == printed(200)
+
+
+def test_markup_in_a_reason_is_text() -> None:
+    text = StringIO()
+    one = record(clean=None, status=Status.ERROR, reason="[bold]lists[/bold] like [0, 1]")
+    print_leaderboard([one], Console(file=text, width=120))
+    assert "[bold]lists[/bold] like [0, 1]" in text.getvalue()
