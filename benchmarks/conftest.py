@@ -1,0 +1,113 @@
+"""Benchmarks: `duel` times ours and theirs in turns in one run; the table at the end is what docs/benchmarks.md quotes.
+
+Results are compared before anything is timed. Speed is never asserted.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from tabulate import tabulate
+
+from gauntlet.dataset import TaskData, prepare
+from gauntlet.registry import Registry
+from gauntlet.store import Store
+from gauntlet.task import LoadContext
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT / "../shared/data"
+
+_DUELS = pytest.StashKey[list[list[str]]]()
+
+Duel = Callable[..., float]
+
+
+@pytest.fixture
+def duel(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Duel:
+    """Time `ours` against `theirs` in turns and note the ratio of the medians.
+
+    ours, theirs: callables without arguments that do the same work; goal: the ratio asked for; rounds: of each, at
+    least 5 unless one takes minutes; against: what theirs is. Returns theirs / ours.
+    """
+
+    def run(
+        ours: Callable[[], Any],
+        theirs: Callable[[], Any],
+        *,
+        goal: float,
+        against: str = "ART",
+        rounds: int = 5,
+        warmup: bool = True,
+    ) -> float:
+        seconds: list[float] = []
+
+        def turn() -> None:
+            begun = time.perf_counter()
+            theirs()
+            seconds.append(time.perf_counter() - begun)
+
+        if warmup:
+            ours()
+            theirs()
+        benchmark.pedantic(ours, setup=turn, rounds=rounds, iterations=1)  # type: ignore[no-untyped-call]
+        mine, other = benchmark.stats.stats.median, statistics.median(seconds)  # type: ignore[union-attr]
+        benchmark.extra_info.update(against=against, other_seconds=seconds, ratio=other / mine, goal=goal)
+        rows = request.config.stash.setdefault(_DUELS, [])
+        rows.append([request.node.name, f"{mine:.4g}", against, f"{other:.4g}", f"{other / mine:.1f}", f"{goal:g}"])
+        return float(other / mine)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory: pytest.TempPathFactory) -> TaskData:
+    """MNIST from ../shared/data, from the folder that GAUNTLET_DATA names, or downloaded."""
+    return _prepared("mnist", tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> TaskData:
+    """The embedded digits."""
+    return _prepared("digits", tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def cifar10(tmp_path_factory: pytest.TempPathFactory) -> TaskData:
+    """CIFAR-10 as Parquet from ../shared/data or the folder that GAUNTLET_DATA names; skips without it."""
+    folder = Path(os.environ.get("GAUNTLET_DATA", SHARED)) / "cifar10"
+    if not folder.is_dir():
+        pytest.skip(f"no CIFAR-10 in {folder}")
+    return _prepared(f"parquet:{folder}", tmp_path_factory.mktemp("store"))
+
+
+def _prepared(name: str, store: Path) -> TaskData:
+    named = os.environ.get("GAUNTLET_DATA")
+    folder = Path(named) if named else SHARED
+    load = LoadContext(folder, offline=True) if folder.is_dir() else LoadContext(store / "data")
+    return prepare(Registry.discover().task(name), name, Store(store, _fail), load)
+
+
+def _fail(warning: str) -> None:
+    raise AssertionError(warning)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The ratios, and the machine that they were measured on."""
+    rows = config.stash.get(_DUELS, [])
+    if rows:
+        terminalreporter.section("ratios (medians, in turns)")
+        headers = ("work", "ours, s", "against", "theirs, s", "ratio", "goal")
+        terminalreporter.write_line(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True))
+        terminalreporter.write_line(
+            f"\n{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+            f"Python {platform.python_version()}, torch {torch.__version__}"
+        )
