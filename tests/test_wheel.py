@@ -66,7 +66,8 @@ class Installed:
         # A line in a .pth file adds the folder and doesn't read the .pth files in it, such as an editable install's.
         (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
         pip = (sys.executable, "-m", "pip", "--python", str(self._scripts / "python"))
-        _run(*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel), cwd=folder)
+        # The running environment may hold this very version, which would count as installed.
+        _run(*pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", str(wheel), cwd=folder)
 
     def run(self, command: str, *arguments: str) -> str:
         return _run(
