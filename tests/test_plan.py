@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from gauntlet import entry
 from gauntlet.costs import Basis, Costs, StepCost, forward_flops
 from gauntlet.pipeline import Context, Step
 from gauntlet.plan import Plan, Planned, choose, plan_text
 from gauntlet.plugin import Kind
+from gauntlet.settings import values
 from gauntlet.store import Store
 from gauntlet.task import LoadContext
 from gauntlet.toolbox import describe
@@ -50,11 +52,24 @@ def victim_spec(attack: str = "badnets", epochs: float = 1.0) -> dict[str, objec
     }
 
 
-def remember(context: Context, kind: str, number: int, spec: Mapping[str, object]) -> str:
+def remember(
+    context: Context, kind: str, number: int, spec: Mapping[str, object], inner: Callable[[], object] = str
+) -> str:
     """Puts an entry into the store that took (nearly) no time; its seconds are what `Store.cost` then says."""
     key = f"{number:064x}"
-    context.store.obtain(kind, key, spec, Text(), lambda: "made")
+
+    def make() -> str:
+        inner()
+        return "made"
+
+    context.store.obtain(kind, key, spec, Text(), make)
     return key
+
+
+def rewrite(context: Context, kind: str, key: str, **changes: object) -> None:
+    """Changes what an entry says of itself."""
+    folder = context.store.folder(kind, key)
+    entry.write(folder, entry.read(folder, kind, key).model_copy(update=changes))
 
 
 def seconds(context: Context, kind: str, key: str) -> float:
@@ -122,6 +137,99 @@ def test_defenses_and_scores_are_found_through_their_victim(context: Context) ->
     assert other.basis is Basis.SIMILAR
 
 
+def test_another_machine_teaches_nothing(context: Context) -> None:
+    key = remember(context, "victim", 1, victim_spec())
+    rewrite(context, "victim", key, machine="Another CPU, cpu")
+    assert costs(context).of(Step("victim", "f" * 64, 0), case()).basis is Basis.ARITHMETIC
+
+
+def test_as_many_threads_teach_most(context: Context) -> None:
+    """Those of other numbers of threads serve where there are none."""
+    one, two = (remember(context, "victim", number, victim_spec()) for number in (1, 2))
+    rewrite(context, "victim", one, threads=1, seconds=10.0)
+    rewrite(context, "victim", two, threads=2, seconds=6.0)
+
+    def of(threads: int) -> float:
+        return Costs(context, {"digits": facts()}, threads).of(Step("victim", "f" * 64, 0), case()).seconds
+
+    assert [of(1), of(2), of(3)] == [10.0, 6.0, 8.0]
+
+
+def test_another_torch_serves_where_there_is_none_of_this_one(context: Context) -> None:
+    one, two = (remember(context, "victim", number, victim_spec()) for number in (1, 2))
+    rewrite(context, "victim", one, versions={"torch": "0.1"}, seconds=10.0)
+    of = costs(context).of(Step("victim", "f" * 64, 0), case())
+    assert of.seconds == seconds(context, "victim", two)
+
+
+def test_other_networks_teach_the_machines_pace(context: Context) -> None:
+    unknown = costs(context).of(Step("victim", "f" * 64, 0), case())
+    recipe = {name: value for name, value in values(case().recipe).items() if name != "milestones"}
+    other = REGISTRY.build(Kind.MODEL, "simple_cnn", {})
+    spec = victim_spec() | {"architecture": describe(other), "recipe": recipe}
+    slow, fast = (remember(context, "victim", number, spec) for number in (1, 2))
+    for key, taken in ((slow, 400.0), (fast, 100.0)):
+        rewrite(context, "victim", key, seconds=taken)
+    learnt = costs(context).of(Step("victim", "f" * 64, 0), case())
+    assert learnt.basis is Basis.ARITHMETIC
+    assert learnt.seconds > 10 * unknown.seconds
+    rewrite(context, "victim", slow, seconds=100.0)
+    assert costs(context).of(Step("victim", "f" * 64, 0), case()).seconds == pytest.approx(learnt.seconds / 2.5)
+
+
+def defend_with_training(context: Context, number: int, victim: str, training: int) -> str:
+    """A clean retraining whose own work took 1 s, and the training inside it 20 s where it was made."""
+    inside = f"{training:064x}"
+
+    def train() -> None:
+        context.store.obtain("training", inside, {}, Text(), lambda: "trained")
+
+    spec = {"victim": victim, "defense": describe(case(defense="clean_retrain").defense)}
+    key = remember(context, "defended", number, spec, train)
+    rewrite(context, "training", inside, seconds=20.0)
+    rewrite(context, "defended", key, seconds=1.0, inner={f"training/{inside}": 0.0})
+    return key
+
+
+def test_a_training_inside_a_defense_counts_although_it_was_loaded(context: Context) -> None:
+    victim = remember(context, "victim", 1, victim_spec())
+    defend_with_training(context, 2, victim, 3)
+    found = costs(context).of(Step("defended", "f" * 64, 0), case(defense="clean_retrain"))
+    assert (found.basis, found.seconds, found.training) == (Basis.MEASURED, 1.0, ("f" * 64, 20.0))
+
+
+def test_a_training_that_two_victims_shared_is_paid_once_a_seed(context: Context) -> None:
+    recipe = values(case().recipe)
+    for number, attack in ((1, "badnets"), (2, "single_pixel")):
+        victim = remember(context, "victim", number, victim_spec(attack) | {"recipe": recipe, "seed": 7})
+        defend_with_training(context, 10 + number, victim, 3)
+    estimates = costs(context)
+
+    def of(attack: str, key: str, seed: int) -> StepCost:
+        return estimates.of(Step("defended", key * 64, seed), case(attack, "clean_retrain"))
+
+    one, two, other = of("badnets", "e", 0), of("single_pixel", "f", 0), of("badnets", "d", 1)
+    assert one.training is not None
+    assert one.training == two.training
+    assert one.training != other.training
+    assert of("none", "c", 7).training is None, "that of seed 7 is there"
+    plan = Plan(tuple(Planned(case("badnets", "clean_retrain"), (cost,)) for cost in (one, two, other)))
+    assert plan.seconds == pytest.approx(3 * 1.0 + 2 * one.training[1])
+
+
+def test_a_score_is_estimated_by_its_defense(context: Context) -> None:
+    victim = remember(context, "victim", 1, victim_spec())
+    smoothing = case(defense="spatial_smoothing")
+    plain = remember(context, "score", 2, {"network": victim, "attack": {}, "defense": None})
+    smoothed = remember(context, "score", 3, {"network": victim, "defense": describe(smoothing.defense)})
+    rewrite(context, "score", plain, seconds=1.0)
+    rewrite(context, "score", smoothed, seconds=5.0)
+    step = Step("score", "f" * 64, 0)
+    assert costs(context).of(step, smoothing).seconds == 1.0
+    assert costs(context).of(step, smoothing, defended=True).seconds == 5.0
+    assert costs(context).of(step, case(defense="fine_tuning"), defended=True).basis is Basis.SIMILAR
+
+
 def test_arithmetic_grows_with_epochs_and_work(context: Context) -> None:
     small = costs(context).of(Step("victim", "f" * 64, 0), case())
     large = costs(context).of(Step("victim", "f" * 64, 0), case("clean_label"))
@@ -162,6 +270,13 @@ def test_shared_steps_are_paid_once() -> None:
     assert len(kept(64.9)) < 8
 
 
+def test_workers_share_the_victims() -> None:
+    assert PLAN.wall(1) == pytest.approx(PLAN.seconds)
+    # badnets 35 (it pays for the clean retraining), single_pixel 15, none 15.
+    assert PLAN.wall(2) == 35
+    assert PLAN.wall(9) == 35
+
+
 def test_undefended_rows_come_first_and_of_these_the_control() -> None:
     assert kept(10) == ["none-none"]
     assert set(kept(30)) == {"badnets-none", "single_pixel-none", "none-none"}
@@ -191,6 +306,7 @@ def test_the_table() -> None:
     rows = [line.split() for line in text.splitlines()]
     assert ["digits-shallow_net-badnets-fine_tuning", "0/2", "15.0", "s", "5.00", "s", "arithmetic"] in rows
     assert text.endswith("8 cases, 0 of 3 victims cached, about 65.0 s to go")
+    assert plan_text(PLAN, workers=2, startup=4).endswith("3 victims cached, about 39.0 s to go on 2 workers")
     chosen = plan_text(PLAN, choose(PLAN, 10))
     assert chosen.endswith("8 cases, 0 of 3 victims cached; 1 fit into the budget, about 10.0 s to go")
     assert chosen.count("left out") == 7

@@ -19,12 +19,14 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 from filelock import FileLock
 
-from gauntlet import keys, store
+from gauntlet import entry, keys, store
 from gauntlet.artifacts import JsonCodec, TensorsCodec
 from gauntlet.errors import LeakError, StoreError
-from gauntlet.measure import measured
+from gauntlet.keys import canonical
+from gauntlet.measure import machine, measured
 from gauntlet.store import Obtained, Store
 
 KIND = "victims"
@@ -92,6 +94,57 @@ def test_made_once_and_loaded_afterwards(shop: Shop) -> None:
     assert shop.store.cost(KIND, KEY) == first.seconds
     assert shop.warnings == []
     assert shop.below("tmp") == []
+
+
+def test_finding_makes_nothing(shop: Shop) -> None:
+    assert shop.store.find(KIND, KEY, TensorsCodec()) is None
+    assert shop.store.glance(KIND, KEY) is None
+    made = shop.obtain()
+    found, seen = shop.store.find(KIND, KEY, TensorsCodec()), shop.store.glance(KIND, KEY)
+    assert found is not None
+    assert seen is not None
+    assert same(found.value, WEIGHTS)
+    assert (found.cached, found.seconds, found.peak_memory) == (True, made.seconds, made.peak_memory)
+    assert (seen.value, seen.cached, seen.seconds, seen.device) == (None, True, made.seconds, "cpu")
+    later = Shop(shop.root).store
+    assert later.find(KIND, KEY, TensorsCodec(), recompute=True) is None
+    assert later.glance(KIND, KEY, recompute=True) is None
+    flip(shop.folder / "tensors.safetensors")
+    assert shop.store.find(KIND, KEY, TensorsCodec()) is None
+    truncate(shop.folder / "entry.json")
+    assert shop.store.glance(KIND, KEY) is None
+    assert shop.below("damaged") == []
+
+
+def test_the_entry_says_what_was_obtained_inside_and_where(shop: Shop) -> None:
+    inner = keys.key({"inner": True})
+
+    def train() -> int:
+        time.sleep(0.05)
+        return 1
+
+    def make() -> int:
+        return sum(int(shop.store.obtain("inner", inner, {}, JsonCodec(), train).value) for _ in range(2))
+
+    shop.store.obtain("outer", KEY, SPEC, JsonCodec(), make)
+    said = entry.read(shop.store.folder("outer", KEY), "outer", KEY)
+    assert said.inner.keys() == {f"inner/{inner}"}
+    assert said.inner[f"inner/{inner}"] >= 0.05
+    assert said.own_seconds == pytest.approx(said.seconds - said.inner[f"inner/{inner}"])
+    assert said.own_seconds < 0.05
+    assert (said.machine, said.threads) == (machine("cpu"), torch.get_num_threads())
+    assert entry.read(shop.store.folder("inner", inner), "inner", inner).inner == {}
+
+
+def test_an_entry_of_an_older_version_is_read(shop: Shop) -> None:
+    shop.obtain()
+    path = shop.folder / "entry.json"
+    content = json.loads(path.read_text())["entry"]
+    for name in ("machine", "threads", "inner"):
+        del content[name]
+    checksum = xxhash.xxh3_128(canonical(content).encode()).hexdigest()
+    path.write_text(json.dumps({"entry": content, "checksum": checksum}))
+    assert shop.obtain().cached
 
 
 def test_the_entry_says_what_it_is(shop: Shop) -> None:
@@ -485,7 +538,10 @@ def test_tensors_of_every_layout(tmp_path: Path) -> None:
         "grad": torch.ones(2, requires_grad=True),
     }
     TensorsCodec({"task": "digits"}).save(value, tmp_path)
-    assert same(TensorsCodec().load(tmp_path), value)
+    loaded = TensorsCodec().load(tmp_path)
+    assert same(loaded, value)
+    assert loaded["channels_last"].stride() == value["channels_last"].stride()
+    assert loaded["transposed"].is_contiguous()
     assert TensorsCodec.metadata_in(tmp_path) == {"task": "digits"}
 
 

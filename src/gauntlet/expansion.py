@@ -117,11 +117,11 @@ def unmatched(suite: Suite, subjects: Sequence[Subject]) -> list[str]:
 
 
 def _gate(suite: Suite, subject: Subject) -> Gate:
-    thresholds: dict[str, float] = {}
+    thresholds: dict[str, float | bool] = {}
     for rule in suite.gate:
         if rule.matches(subject):
             thresholds |= rule.thresholds()
-    return Gate(**thresholds)
+    return Gate.model_validate(thresholds)
 
 
 def _recipe(suite: Suite, cell: Cell, forced: Mapping[str, object]) -> Recipe:

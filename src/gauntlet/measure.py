@@ -1,17 +1,21 @@
-"""What a step costs: seconds and peak memory, measured around it."""
+"""What a step costs: seconds and peak memory, measured around it, and the machine that it was measured on."""
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 
-__all__ = ["Measurement", "measured"]
+__all__ = ["Measurement", "cores", "machine", "measured", "noted", "obtained_inside"]
 
 
 @dataclass
@@ -71,3 +75,48 @@ def _process_peak() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+_making: ContextVar[dict[str, float] | None] = ContextVar("making", default=None)
+"""What the value that is being made has obtained so far, with the seconds of each."""
+
+
+@contextmanager
+def obtained_inside() -> Iterator[dict[str, float]]:
+    """What `noted` notes within the block: names to seconds."""
+    inner: dict[str, float] = {}
+    token = _making.set(inner)
+    try:
+        yield inner
+    finally:
+        _making.reset(token)
+
+
+@contextmanager
+def noted(name: str) -> Iterator[None]:
+    """Note the seconds of the block, under `name`, in what is being made around it."""
+    outer, start = _making.get(), time.perf_counter()
+    yield
+    if outer is not None:
+        outer[name] = outer.get(name, 0.0) + time.perf_counter() - start
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine(device: torch.device | str) -> str:
+    """`AMD EPYC 9554, cpu`, `AMD EPYC 9554, NVIDIA H200`: on which machine a second is a second."""
+    device = torch.device(device)
+    return f"{_processor()}, {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type}"
+
+
+@cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

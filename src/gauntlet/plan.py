@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+import heapq
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,8 +31,10 @@ class Planned:
 
     @cached_property
     def missing(self) -> dict[_Key, float]:
-        """Seconds of each step that is not cached, by kind and key."""
-        return {(cost.step.kind, cost.step.key): cost.seconds for cost in self.costs if cost.basis is not Basis.CACHED}
+        """Seconds of each step that is not cached, by kind and key, and of each shared training, by its name."""
+        steps = {(cost.step.kind, cost.step.key): cost.seconds for cost in self.costs if cost.basis is not Basis.CACHED}
+        trainings = {("training", cost.training[0]): cost.training[1] for cost in self.costs if cost.training}
+        return steps | trainings
 
     @property
     def seconds(self) -> float:
@@ -40,13 +43,14 @@ class Planned:
 
     def seconds_after(self, done: Iterable[_Key]) -> float:
         """Seconds of the case once the steps `done` are there."""
-        return sum(seconds for key, seconds in self.missing.items() if key not in set(done))
+        there = set(done)
+        return sum(seconds for key, seconds in self.missing.items() if key not in there)
 
     @property
     def cached(self) -> str:
         """`3/12`: steps that are there, of all distinct ones."""
         distinct = {(cost.step.kind, cost.step.key) for cost in self.costs}
-        return f"{len(distinct) - len(self.missing)}/{len(distinct)}"
+        return f"{len(distinct - self.missing.keys())}/{len(distinct)}"
 
     @property
     def victims(self) -> dict[str, bool]:
@@ -68,6 +72,19 @@ class Plan:
             merged |= planned.missing
         return sum(merged.values())
 
+    def wall(self, workers: int) -> float:
+        """Seconds until `workers` processes are done, of which each runs all cases of a victim, in order."""
+        done: set[_Key] = set()
+        groups: dict[str, float] = {}
+        for planned in self.cases:
+            group = next(iter(planned.victims), planned.case.id)
+            groups[group] = groups.get(group, 0.0) + planned.seconds_after(done)
+            done |= planned.missing.keys()
+        busy = [0.0] * workers
+        for seconds in groups.values():
+            heapq.heapreplace(busy, busy[0] + seconds)
+        return max(busy)
+
     @property
     def basis(self) -> Basis:
         """The least sure ground that an estimate stands on."""
@@ -85,7 +102,15 @@ class Choice:
 
 def make_plan(cases: Sequence[Case], context: Context, costs: Costs) -> Plan:
     """The cases with the cost of each step; nothing is trained."""
-    return Plan(tuple(Planned(case, tuple(costs.of(step, case) for step in steps(case, context))) for case in cases))
+    return Plan(tuple(Planned(case, tuple(_costs(case, context, costs))) for case in cases))
+
+
+def _costs(case: Case, context: Context, costs: Costs) -> Iterator[StepCost]:
+    defended = False
+    for step in steps(case, context):
+        # Of one seed, the score that follows the defense is the defended one.
+        defended = step.kind == "defended" or (defended and step.kind == "score")
+        yield costs.of(step, case, defended=defended)
 
 
 def choose(plan: Plan, budget: float) -> Choice:
@@ -127,8 +152,11 @@ def counted(cases: Sized) -> str:
     return "1 case" if len(cases) == 1 else f"{len(cases)} cases"
 
 
-def plan_text(plan: Plan, choice: Choice | None = None) -> str:
-    """The table of `--plan`: each case, its cached steps, its cost alone and after the ones above, and the total."""
+def plan_text(plan: Plan, choice: Choice | None = None, *, workers: int = 1, startup: float = 0.0) -> str:
+    """The table of `--plan`: each case, its cached steps, its cost alone and after the ones above, and the total.
+
+    workers: processes that will share the work; startup: seconds before the first case, which the total includes.
+    """
     done: set[_Key] = set()
     rows = []
     left_out = choice.left_out if choice else {}
@@ -148,14 +176,15 @@ def plan_text(plan: Plan, choice: Choice | None = None) -> str:
     table = tabulate(
         rows, ["case", "cached steps", "alone", "here", "estimate"], tablefmt="simple", disable_numparse=True
     )
-    return f"{table}\n\n{_total(plan, choice)}"
+    return f"{table}\n\n{_total(plan, choice, workers, startup)}"
 
 
-def _total(plan: Plan, choice: Choice | None) -> str:
+def _total(plan: Plan, choice: Choice | None, workers: int, startup: float) -> str:
     victims: dict[str, bool] = {}
     for planned in plan.cases:
         victims |= planned.victims
     total = f"{counted(plan.cases)}, {sum(victims.values())} of {len(victims)} victims cached"
-    if choice is None:
-        return f"{total}, about {duration(plan.seconds)} to go"
-    return f"{total}; {len(choice.kept)} fit into the budget, about {duration(choice.seconds)} to go"
+    if choice is not None:
+        return f"{total}; {len(choice.kept)} fit into the budget, about {duration(choice.seconds)} to go"
+    shared = f" on {workers} workers" if workers > 1 else ""
+    return f"{total}, about {duration(startup + plan.wall(workers))} to go{shared}"

@@ -18,7 +18,7 @@ from gauntlet.entry import DamagedError, Manifest
 from gauntlet.errors import GauntletError
 from gauntlet.fingerprint import versions
 from gauntlet.keys import canonical
-from gauntlet.measure import Measurement, measured
+from gauntlet.measure import Measurement, machine, measured, noted, obtained_inside
 from gauntlet.shelves import Busy, Shelves
 
 __all__ = ["Codec", "Damage", "Listed", "Obtained", "Pruned", "Store"]
@@ -110,6 +110,19 @@ class Store:
         nothing. With recompute only what was made since this store was opened is loaded. A value that can't be kept
         (disk full) is returned all the same, with a warning. spec says, in the entry, what the key stands for.
         """
+        with noted(f"{kind}/{key}"):
+            return self._obtain(kind, key, spec, codec, make, recompute, device)
+
+    def _obtain(
+        self,
+        kind: str,
+        key: str,
+        spec: Mapping[str, object],
+        codec: Codec[T],
+        make: Callable[[], T],
+        recompute: bool,
+        device: str,
+    ) -> Obtained[T]:
         with suppress(DamagedError):
             if (found := self._load(kind, key, codec, recompute)) is not None:
                 return found
@@ -126,10 +139,24 @@ class Store:
                 found = None
             if found is not None:
                 return found
-            with measured(device) as cost:
+            with measured(device) as cost, obtained_inside() as inner:
                 value = make()
-            self._keep(kind, key, spec, codec, value, cost)
+            self._keep(kind, key, spec, codec, value, cost, inner)
         return Obtained(value, False, cost.seconds, cost.peak_memory, device)
+
+    def find(self, kind: str, key: str, codec: Codec[T], *, recompute: bool = False) -> Obtained[T] | None:
+        """What `obtain` would load, or None: where it isn't there, is damaged, or would be made anew."""
+        with suppress(DamagedError):
+            return self._load(kind, key, codec, recompute)
+        return None
+
+    def glance(self, kind: str, key: str, *, recompute: bool = False) -> Obtained[None] | None:
+        """What making the value took, without a look at the value; None where `find` surely finds nothing."""
+        with suppress(DamagedError):
+            manifest = entry.read(self._shelves.folder(kind, key), kind, key)
+            if not (recompute and manifest.created < self._opened):
+                return Obtained(None, True, manifest.seconds, manifest.peak_memory, manifest.device)
+        return None
 
     def contains(self, kind: str, key: str) -> bool:
         """Whether an entry is there; whether it is whole is checked when it is loaded."""
@@ -144,6 +171,10 @@ class Store:
         with suppress(DamagedError):
             return entry.read(self._shelves.folder(kind, key), kind, key).seconds
         return None
+
+    def folders(self, kinds: Collection[str]) -> Iterator[tuple[str, str, Path]]:
+        """Kind, key and folder of every entry of these kinds, readable or not."""
+        return (found for found in self._shelves.entries() if found[0] in kinds)
 
     def entries(self) -> Iterator[Listed]:
         """Every readable entry, by kind and key."""
@@ -207,7 +238,14 @@ class Store:
         self._warn(f"the store's entry {kind}/{key[:12]} is damaged ({damage}): {fate}, made anew")
 
     def _keep(
-        self, kind: str, key: str, spec: Mapping[str, object], codec: Codec[T], value: T, cost: Measurement
+        self,
+        kind: str,
+        key: str,
+        spec: Mapping[str, object],
+        codec: Codec[T],
+        value: T,
+        cost: Measurement,
+        inner: dict[str, float],
     ) -> None:
         try:
             with self._shelves.draft(kind, key) as folder:
@@ -223,6 +261,9 @@ class Store:
                     peak_memory=cost.peak_memory,
                     device=str(cost.device),
                     versions=versions(),
+                    machine=machine(cost.device),
+                    threads=torch.get_num_threads(),
+                    inner=inner,
                 )
                 entry.write(folder, manifest)
                 self._shelves.publish(folder, kind, key)

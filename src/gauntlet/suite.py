@@ -124,7 +124,7 @@ def _takes(glob: str | None, *names: str) -> bool:
 class GateRule(Gate, Selector):
     """Thresholds for the cases that the selectors take; a later rule overrides an earlier one."""
 
-    def thresholds(self) -> dict[str, float]:
+    def thresholds(self) -> dict[str, float | bool]:
         """The thresholds that are given."""
         return self.model_dump(include=set(Gate.model_fields), exclude_none=True)
 

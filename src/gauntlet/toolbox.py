@@ -12,12 +12,14 @@ from torch import Tensor
 
 from gauntlet import randomness
 from gauntlet.architecture import Architecture
-from gauntlet.artifacts import TensorsCodec
+from gauntlet.artifacts import TensorsCodec, is_turned
+from gauntlet.assembly import assemble, mould, wrap
 from gauntlet.dataset import TaskData
 from gauntlet.errors import GauntletError
 from gauntlet.fingerprint import fingerprint, versions
 from gauntlet.images import ImageSet
 from gauntlet.keys import key
+from gauntlet.memory import Memory
 from gauntlet.network import Network
 from gauntlet.objective import CrossEntropy, Objective
 from gauntlet.plugin import name_of
@@ -28,7 +30,7 @@ from gauntlet.settings import values
 from gauntlet.store import Store
 from gauntlet.training import fit
 
-__all__ = ["EngineTools", "Lent", "NetworkCodec", "describe", "empty_network"]
+__all__ = ["EngineTools", "Lent", "NetworkCodec", "describe", "state_of"]
 
 _VICTIMS = ("training",)
 """The purpose of the victim's own training, and of those that are compared with it."""
@@ -37,18 +39,6 @@ _VICTIMS = ("training",)
 def describe(plugin: object) -> dict[str, Any]:
     """A plug-in as part of a key: its name and all its settings."""
     return {"name": name_of(plugin), **values(plugin)}
-
-
-def empty_network(architecture: Architecture, data: TaskData) -> Network:
-    """A network without weights (meta device), for weights that are about to be loaded."""
-    with torch.device("meta"):
-        return wrap(architecture, data)
-
-
-def wrap(architecture: Architecture, data: TaskData) -> Network:
-    """The architecture's module behind the task's normalisation."""
-    body = architecture.build(data.facts.shape, data.facts.classes)
-    return Network(body, data.mean, data.std, architecture.feature_layer, architecture.last_conv)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,18 +56,27 @@ class NetworkCodec:
 
     def load(self, folder: Path) -> Network:
         """A network in eval mode on the device."""
-        return self.restore(self.tensors.load(folder))
+        return self.adopt(self.tensors.load(folder))
 
-    def restore(self, state: dict[str, Tensor]) -> Network:
-        """A network in eval mode on the device, with copies of the given tensors (they may be memory-mapped)."""
-        network = empty_network(self.architecture, self.data)
-        network.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
-        return network.place(self.device).eval()
+    def adopt(self, state: Mapping[str, Tensor]) -> Network:
+        """A network in eval mode on the device, made of the given tensors; on the CPU of these very tensors."""
+        form = mould(self.architecture, self.data.facts, self.data.mean, self.data.std)
+        network = assemble(form, state)
+        return network if _is_placed(state, self.device) else network.place(self.device)
+
+    def restore(self, state: Mapping[str, Tensor]) -> Network:
+        """The same with copies of the given tensors, which changing the network leaves alone."""
+        return self.adopt({name: value.clone() for name, value in state.items()})
+
+
+def _is_placed(state: Mapping[str, Tensor], device: torch.device) -> bool:
+    """Whether `Network.place` would change nothing, at the price of a millisecond for a large network."""
+    return device.type == "cpu" and all(is_turned(item) for item in state.values() if item.ndim == 4)
 
 
 def state_of(network: Network) -> dict[str, Tensor]:
-    """The network's state on the CPU, in plain layout."""
-    return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    """The network's state on the CPU, sharing its memory there."""
+    return {name: value.detach().cpu() for name, value in network.state_dict().items()}
 
 
 class Lent:
@@ -95,6 +94,7 @@ class EngineTools:
     """Implements `gauntlet.views.Toolbox` for one player of one case.
 
     others: the further architectures that the attack has declared, by name. who: for progress, `badnets on le_net`.
+    memory: what the engine shares between the cases of a session.
     """
 
     data: TaskData
@@ -107,6 +107,7 @@ class EngineTools:
     progress: Progress
     recompute: bool
     who: str
+    memory: Memory = field(default_factory=Memory)
 
     def new_network(self, architecture: str = "") -> Network:
         """A freshly initialised network; the same seed gives the same weights."""
@@ -155,7 +156,7 @@ class EngineTools:
     def _initialised(self, architecture: str, purpose: tuple[str, ...]) -> Network:
         """The purpose counts, so that what an attacker trains for himself is no twin of the victim."""
         with randomness.seeded(self.seed, "initialisation", *(() if purpose == _VICTIMS else purpose)):
-            network = wrap(self._architecture(architecture), self.data)
+            network = wrap(self._architecture(architecture), self.data.facts, self.data.mean, self.data.std)
         return network.place(self.device)
 
     def _architecture(self, name: str) -> Architecture:
