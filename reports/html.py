@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from gauntlet.board import boards, standings
+from gauntlet.findings import findings
 from gauntlet.plugin import report
 from gauntlet.records import Record, Status
 from gauntlet.report import Report, ReportUnavailableError
@@ -45,6 +46,7 @@ class Html(Report):
                 title=", ".join(dict.fromkeys(record.suite for record in records)),
                 standings=standings(records),
                 boards=boards(records),
+                findings=findings(records),
                 lines=[_Line.of(record) for record in records],
                 provenance=provenance_lines(records),
                 statuses=list(Status),

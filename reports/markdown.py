@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from gauntlet.board import Board, boards, standings
+from gauntlet.findings import findings
 from gauntlet.leaderboard import pivot, ranking
 from gauntlet.plugin import report
 from gauntlet.records import Record
@@ -37,11 +38,16 @@ class Markdown(Report):
     filename: ClassVar[str] = "leaderboard.md"
 
     def render(self, records: Sequence[Record]) -> str:
+        import pandas as pd
+
         parts = ["# Leaderboard", summary_line(records), "## Defenses, by their worst case", _RANKING]
         parts.append(_table(ranking(standings(records)), index=False))
         for board in boards(records):
             parts += [f"## {board.task}, {board.architecture}", _CELLS, _table(pivot(board), index=True)]
             parts += _footnotes(board)
+        for found in findings(records):
+            table = pd.DataFrame(found.rows, columns=list(found.headings))
+            parts += [f"## {found.title}", found.legend, _table(table, index=False)]
         parts += ["## Provenance", "\n".join(f"- {what}: {value}" for what, value in provenance_lines(records))]
         return "\n\n".join(parts) + "\n"
 

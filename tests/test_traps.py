@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 import gauntlet.defending
-import gauntlet.evaluation
 import gauntlet.guard
 import gauntlet.measure
 import gauntlet.network
@@ -27,6 +26,7 @@ import gauntlet.poisoning
 import gauntlet.randomness
 import gauntlet.splits
 import gauntlet.stats
+import gauntlet.testsets
 import gauntlet.training
 from attacks.badnets import BadNets
 from attacks.clean_label import CleanLabel
@@ -34,7 +34,7 @@ from gauntlet import wording
 from gauntlet.attack import Backdoor
 from gauntlet.defense import Repair
 from gauntlet.errors import LeakError
-from gauntlet.evaluation import count_backdoor, stamp
+from gauntlet.evaluation import count_backdoor
 from gauntlet.gates import judge
 from gauntlet.guard import Role, acting_as
 from gauntlet.images import ImageSet, to_float
@@ -48,6 +48,7 @@ from gauntlet.records import BackdoorCounts, Counts, Gate, Poison, Record, SeedS
 from gauntlet.stats import wilson
 from gauntlet.store import Store
 from gauntlet.task import RawTask
+from gauntlet.testsets import stamp
 from gauntlet.training import fit
 from gauntlet.views import DefenderView
 from tests.sample_cases import CaseMaker
@@ -114,7 +115,7 @@ def check_t1(bench: Bench) -> None:
 
 
 def _cut_off_instead_of_rounding(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(gauntlet.evaluation, "to_uint8", lambda images: (images * 255).to(torch.uint8))
+    patch.setattr(gauntlet.testsets, "to_uint8", lambda images: (images * 255).to(torch.uint8))
 
 
 @trap("T2", _cut_off_instead_of_rounding)
@@ -204,7 +205,7 @@ def check_t4(bench: Bench) -> None:
     shown = {name: value for name, value in vars(view).items() if name != "tools"}
     assert set(shown) == {
         *("facts", "architecture", "recipe", "seed", "device"),
-        *("victim", "reserve", "delivered"),
+        *("victim", "reserve", "delivered", "represent"),
     }
     assert not len(view.training.changed)
     assert torch.equal(view.training.rows, torch.arange(len(view.training)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,25 +10,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gauntlet import randomness
 from gauntlet.artifacts import TensorsCodec
 from gauntlet.attack import Attack, Mounted
-from gauntlet.defense import Defense, Filter, InTraining, Preprocessing, Reference, Repair
+from gauntlet.defense import (
+    Defense,
+    Filter,
+    InputDetector,
+    Inspection,
+    InTraining,
+    ModelVerdict,
+    Preprocessing,
+    Reference,
+    Repair,
+)
 from gauntlet.errors import GauntletError
 from gauntlet.facts import TaskFacts
 from gauntlet.fingerprint import fingerprint, versions
 from gauntlet.guard import Role, acting_as
-from gauntlet.images import ImageSet, chunks, to_float, to_uint8
+from gauntlet.images import ImageSet
 from gauntlet.keys import key
+from gauntlet.mounting import victim_spec
 from gauntlet.network import Network
 from gauntlet.store import Obtained
 from gauntlet.toolbox import EngineTools, Lent, NetworkCodec, describe, state_of
+from gauntlet.training import features
 from gauntlet.views import DefenderView, OracleView
 
-__all__ = ["defend", "defended_spec", "defender_view", "preprocessed"]
+__all__ = ["Defended", "defend", "defended_spec", "defender_view"]
 
-PART = 4096
-"""Images that a preprocessing defense gets at once."""
+_NETWORK = "network."
+
+
+@dataclass(frozen=True, eq=False)
+class Defended:
+    """What a defense leaves behind: the network to deploy, and beside it what its stage answers.
+
+    keep: bool [len(training)], a filter's. inspection: a model verdict's, without a network of its own.
+    """
+
+    network: Network
+    keep: Tensor | None = None
+    inspection: Inspection | None = None
 
 
 def defended_spec(
@@ -48,12 +71,12 @@ def defended_spec(
 
 def defend(
     defense: Defense, attack: Attack, mounted: Obtained[Mounted], victim_key: str, reserve: int, tools: EngineTools
-) -> Obtained[Network]:
+) -> Obtained[Defended]:
     """The defended network, from the store or made now; NotApplicableError when the pair says nothing."""
     spec = defended_spec(defense, attack, victim_key, reserve, tools)
     codec = _DefendedCodec(NetworkCodec(tools.architecture, tools.data, tools.device), mounted.value.network)
 
-    def make() -> Network:
+    def make() -> Defended:
         view = defender_view(defense, attack, mounted.value, codec.copy_of_victim(), reserve, tools)
         with acting_as(Role.DEFENDER):
             return _answer(defense, view)
@@ -61,19 +84,6 @@ def defend(
     return tools.store.obtain(
         "defended", key(spec), spec, codec, make, recompute=tools.recompute, device=str(tools.device)
     )
-
-
-def preprocessed(defense: Defense, images: Tensor, seed: int, which: str, device: torch.device) -> Tensor:
-    """uint8 test images as the defended network gets to see them. which: names the set, for the random draws."""
-    if not isinstance(defense, Preprocessing) or not defense.apply_predict:
-        return images
-    generator = randomness.generator(seed, "preprocessing", which, device=device)
-    with acting_as(Role.DEFENDER):
-        parts = [
-            to_uint8(defense.transform(to_float(images[part].to(device)), generator)).cpu()
-            for part in chunks(len(images), PART)
-        ]
-    return torch.cat(parts)
 
 
 def defender_view(
@@ -92,10 +102,30 @@ def defender_view(
         # A base of its own: the pool behind it holds more images than the budget, and serves other cases too.
         "reserve": tools.data.reserve(reserve).materialised(),
         "delivered": delivered,
+        "represent": _represented(attack, mounted, delivered, tools),
     }
     if isinstance(defense, Reference):
         return OracleView(**shown, clean_training=tools.data.training, poisoned=mounted.poisoned)
     return DefenderView(**shown)
+
+
+def _represented(
+    attack: Attack, mounted: Mounted, delivered: ImageSet | None, tools: EngineTools
+) -> Callable[[ImageSet], Tensor]:
+    """The untouched victim's features of any images; of the delivered set they are computed once for all defenses."""
+
+    def represent(images: ImageSet) -> Tensor:
+        def compute() -> Tensor:
+            return features(mounted.network, images, tools.recipe, tools.device)
+
+        if images is not delivered:
+            return compute()
+        with acting_as(Role.ENGINE):
+            name = ("features", key(victim_spec(attack, tools)))
+            kept = tools.memory.get(name, compute, lambda made: [made])
+        return kept.clone()
+
+    return represent
 
 
 def _facts_for_defender(facts: TaskFacts, delivered: ImageSet | None) -> TaskFacts:
@@ -104,22 +134,42 @@ def _facts_for_defender(facts: TaskFacts, delivered: ImageSet | None) -> TaskFac
     return replace(facts, train_counts=tuple(torch.bincount(labels, minlength=facts.classes).tolist()))
 
 
-def _answer(defense: Defense, view: DefenderView) -> Network:
+def _answer(defense: Defense, view: DefenderView) -> Defended:
     """Run the one method of the defense's stage."""
+    if isinstance(defense, Filter):
+        keep = defense.keep(view)
+        return Defended(_retrain(keep, view), keep=keep.cpu())
+    if isinstance(defense, ModelVerdict):
+        inspection = _checked(defense.inspect(view), view.facts)
+        return Defended(inspection.network or view.victim, inspection=replace(inspection, network=None))
+    return Defended(_network(defense, view))
+
+
+def _network(defense: Defense, view: DefenderView) -> Network:
     if isinstance(defense, Reference) and isinstance(view, OracleView):
         return defense.rebuild(view)
-    if isinstance(defense, Filter):
-        return _retrain(defense.keep(view), view)
     if isinstance(defense, InTraining):
         return defense.train(view)
     if isinstance(defense, Repair):
         return defense.repair(view)
+    if isinstance(defense, InputDetector):
+        return view.victim
     if isinstance(defense, Preprocessing):
         if not defense.apply_fit:
             return view.victim
         training = defense.transform_training(view.training, view.generator("preprocessing"))
         return view.tools.train(training, "training", shared=True)
     raise GauntletError(f"{type(defense).__name__} derives none of the bases in gauntlet.defense")
+
+
+def _checked(inspection: Inspection, facts: TaskFacts) -> Inspection:
+    """Raise GauntletError for a verdict that doesn't speak of the task's classes."""
+    shape = tuple(inspection.anomaly.shape)
+    if shape != (facts.classes,) or not inspection.anomaly.isfinite().all():
+        raise GauntletError(f"the verdict's anomaly has the shape {shape}, or is not finite; one finite number a class")
+    if not set(inspection.suspects) <= set(range(facts.classes)):
+        raise GauntletError(f"the verdict names the classes {inspection.suspects}; legal: 0 to {facts.classes - 1}")
+    return inspection
 
 
 def _retrain(keep: Tensor, view: DefenderView) -> Network:
@@ -132,7 +182,7 @@ def _retrain(keep: Tensor, view: DefenderView) -> Network:
 
 @dataclass(frozen=True, eq=False)
 class _DefendedCodec:
-    """The defended weights; nothing when they are the victim's own."""
+    """The answers, and the defended weights; no weights when they are the victim's own."""
 
     networks: NetworkCodec
     victim: Network
@@ -140,11 +190,27 @@ class _DefendedCodec:
     def copy_of_victim(self) -> Network:
         return self.networks.restore(state_of(self.victim))
 
-    def save(self, value: Network, folder: Path) -> None:
-        before, after = state_of(self.victim), state_of(value)
+    def save(self, value: Defended, folder: Path) -> None:
+        before, after = state_of(self.victim), state_of(value.network)
         same = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-        TensorsCodec().save({} if same else after, folder)
+        tensors = {} if same else {f"{_NETWORK}{name}": tensor for name, tensor in after.items()}
+        if value.keep is not None:
+            tensors["keep"] = value.keep
+        if value.inspection is not None:
+            found = value.inspection
+            answers = {"anomaly": found.anomaly, "triggers": found.triggers, "masks": found.masks}
+            tensors["suspects"] = torch.tensor(found.suspects, dtype=torch.int64)
+            tensors |= {name: tensor.detach().cpu() for name, tensor in answers.items() if tensor is not None}
+        TensorsCodec().save(tensors, folder)
 
-    def load(self, folder: Path) -> Network:
-        state = TensorsCodec().load(folder)
-        return self.networks.restore(state) if state else self.copy_of_victim()
+    def load(self, folder: Path) -> Defended:
+        tensors = TensorsCodec().load(folder)
+        state = {name[len(_NETWORK) :]: value for name, value in tensors.items() if name.startswith(_NETWORK)}
+        network = self.networks.restore(state) if state else self.copy_of_victim()
+        inspection = None
+        if "anomaly" in tensors:
+            suspects = tuple(tensors["suspects"].tolist())
+            inspection = Inspection(
+                tensors["anomaly"], suspects, triggers=tensors.get("triggers"), masks=tensors.get("masks")
+            )
+        return Defended(network, tensors.get("keep"), inspection)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar, TypeAlias
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from gauntlet.errors import SettingError
@@ -15,7 +17,24 @@ from gauntlet.images import Images, ImageSet, chunks, to_float, to_uint8
 from gauntlet.network import Network
 from gauntlet.views import DefenderView, OracleView
 
-__all__ = ["Defense", "Filter", "InTraining", "Preprocessing", "Reference", "Repair", "Stage"]
+__all__ = [
+    "Defense",
+    "Filter",
+    "InTraining",
+    "InputDetector",
+    "Inspection",
+    "ModelVerdict",
+    "Preprocessing",
+    "Reference",
+    "Repair",
+    "Scorer",
+    "Stage",
+    "require_reserve",
+]
+
+Scorer: TypeAlias = Callable[[Images], Tensor]
+"""float [N, C, H, W] in [0, 1] on the view's device to float [N]: how suspicious each image is by itself; more is
+worse."""
 
 
 class Stage(StrEnum):
@@ -26,6 +45,8 @@ class Stage(StrEnum):
     IN_TRAINING = "in training"
     REPAIR = "repair"
     PREPROCESSING = "preprocessing"
+    INPUT_DETECTOR = "input detector"
+    MODEL_VERDICT = "model verdict"
 
 
 @dataclass(frozen=True)
@@ -115,6 +136,52 @@ class Preprocessing(Defense):
         for part in chunks(len(images), 4096):
             images[part] = to_uint8(self.transform(to_float(images[part]), generator))
         return ImageSet.of(images, training.labels)
+
+
+@dataclass(frozen=True)
+class InputDetector(Defense):
+    """Judges each input at test time and rejects what it flags.
+
+    The engine takes the threshold from the clean reserve alone: at most a share `false_positive_rate` of it scores
+    above (trap T17). The scorer judges every image by itself, whatever else is in the batch.
+    """
+
+    stage: ClassVar[Stage] = Stage.INPUT_DETECTOR
+    needs_reserve: ClassVar[bool] = True
+
+    false_positive_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+    def scorer(self, view: DefenderView) -> Scorer:
+        """What judges the inputs."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What a model verdict found.
+
+    anomaly: float [classes], how anomalous each class is as a target; more is worse. suspects: the classes that are
+    judged to be targets of a backdoor; a flagged model has at least one. network: a repaired network to deploy
+    instead of the victim, or None. triggers, masks: recovered patterns [classes, C, H, W] and [classes, 1, H, W], in
+    [0, 1], or None.
+    """
+
+    anomaly: Tensor
+    suspects: tuple[int, ...]
+    network: Network | None = None
+    triggers: Tensor | None = None
+    masks: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ModelVerdict(Defense):
+    """Says whether a model hides a backdoor, and for which targets; it may hand back a repaired one."""
+
+    stage: ClassVar[Stage] = Stage.MODEL_VERDICT
+
+    def inspect(self, view: DefenderView) -> Inspection:
+        """The verdict on view.victim, which may be changed in place."""
+        raise NotImplementedError
 
 
 def require_reserve(defense: Defense, name: str, size: int) -> None:

@@ -8,29 +8,32 @@ import torch
 from torch import Tensor
 
 from gauntlet.attack import Backdoor
-from gauntlet.images import Images, chunks, to_float, to_uint8
-from gauntlet.maths.distances import image_distances
 from gauntlet.records import BackdoorCounts, Counts
 
-__all__ = ["Predictions", "count", "count_backdoor", "count_by_class", "stamp"]
+__all__ = ["REJECTED", "Predictions", "count", "count_backdoor", "count_by_class"]
+
+REJECTED = -1
+"""The class of a rejected input: neither its own nor anybody's target."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """Per-sample predictions of one image set: name (`clean` or a backdoor's), true label, wanted label, prediction.
 
-    wanted is -1 where no label is wanted.
+    wanted is -1 where no label is wanted. suspicion, flagged: what an input detector says; None without one.
     """
 
     name: str
     labels: Tensor
     wanted: Tensor
     predicted: Tensor
+    suspicion: Tensor | None = None
+    flagged: Tensor | None = None
 
-
-def stamp(backdoor: Backdoor, images: Tensor) -> Tensor:
-    """uint8 test images with the backdoor's trigger, rounded to 8 bits."""
-    return torch.cat([to_uint8(backdoor.trigger(to_float(images[part]))) for part in chunks(len(images), 4096)])
+    @property
+    def answered(self) -> Tensor:
+        """The predictions with -1 where the input was rejected."""
+        return self.predicted if self.flagged is None else self.predicted.masked_fill(self.flagged, REJECTED)
 
 
 def count(hits: Tensor) -> Counts:
@@ -63,8 +66,3 @@ def count_backdoor(
         robust=count((triggered == labels)[counted]),
         by_class=count_by_class(hits[counted], labels[counted], classes),
     )
-
-
-def with_distances(counts: BackdoorCounts, original: Images, triggered: Images) -> BackdoorCounts:
-    """The counts with the image distances between the original and the triggered set."""
-    return counts.model_copy(update={"distances": image_distances(original, triggered)})

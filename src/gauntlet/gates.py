@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gauntlet.attack import Family
 from gauntlet.case import Case
 from gauntlet.plugin import name_of
-from gauntlet.records import BackdoorCounts, Counts, SeedScore, Status
-from gauntlet.stats import pooled, ratio, wilson
+from gauntlet.records import BackdoorCounts, Counts, Gate, SeedScore, Status
+from gauntlet.stats import aurocs, pooled, ratio, wilson
 
 __all__ = ["Verdict", "is_undefended", "judge"]
 
@@ -23,37 +24,49 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class _Estimate:
+    """A share with its 95 % interval; n = 0: unknown."""
+
+    share: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, counts: Counts) -> _Estimate:
+        return cls(ratio(counts), *wilson(counts.hits, counts.n), counts.n)
+
+
+@dataclass(frozen=True)
 class _Check:
-    """One threshold. limit: what the counts must reach (at_least) or must not exceed."""
+    """One threshold. limit: what the estimate must reach (at_least) or must not exceed."""
 
     measure: str
-    counts: Counts
+    found: _Estimate
     limit: float
     at_least: bool
 
     @property
     def broken(self) -> bool:
         """The point estimate breaks the threshold; so does a measure that counted nothing."""
-        if not self.counts.n:
+        if not self.found.n:
             return True
-        share = ratio(self.counts)
-        return share < self.limit if self.at_least else share > self.limit
+        return self.found.share < self.limit if self.at_least else self.found.share > self.limit
 
     @property
     def surely(self) -> bool:
         """The whole 95 % interval lies on the wrong side."""
-        if not self.counts.n:
+        if not self.found.n:
             return True
-        low, high = wilson(self.counts.hits, self.counts.n)
-        return high < self.limit if self.at_least else low > self.limit
+        return self.found.high < self.limit if self.at_least else self.found.low > self.limit
 
     def sentence(self) -> str:
         """`ASR 0.93 [0.91, 0.94] > max 0.20`."""
         side = f"min {_limit(self.limit)}" if self.at_least else f"max {_limit(self.limit)}"
-        if not self.counts.n:
+        if not self.found.n:
             return f"{self.measure} unknown, since no image counts; {side}"
         sign = "<" if self.at_least else ">"
-        return f"{self.measure} {_share(self.counts, self.limit)} {sign} {side}"
+        return f"{self.measure} {_share(self.found, self.limit)} {sign} {side}"
 
 
 def judge(case: Case, scores: Sequence[SeedScore]) -> Verdict:
@@ -84,7 +97,7 @@ def _attack_failed(case: Case, scores: Sequence[SeedScore]) -> Verdict | None:
     asr = max(_by_place([score.undefended_asr for score in scores]), key=_rank)
     if case.attack.family is Family.CONTROL or (asr.n and ratio(asr) >= case.min_undefended_asr):
         return None
-    check = _Check("undefended ASR", asr, case.min_undefended_asr, at_least=True)
+    check = _Check("undefended ASR", _Estimate.of(asr), case.min_undefended_asr, at_least=True)
     meaning = "the attack failed" if is_undefended(case) else "the attack failed, so this says nothing of the defense"
     return Verdict(Status.ATTACK_FAILED, f"{check.sentence()}: {meaning} ({_where(case, scores, asr.n)})")
 
@@ -95,7 +108,7 @@ def _collapsed(case: Case, scores: Sequence[SeedScore]) -> Verdict | None:
     if not clean.n or not before.n or ratio(clean) >= limit:
         return None
     reason = (
-        f"clean accuracy {_share(clean, limit)} collapsed below {case.collapse:g} of the undefended "
+        f"clean accuracy {_share(_Estimate.of(clean), limit)} collapsed below {case.collapse:g} of the undefended "
         f"{ratio(before):.2f} ({_where(case, scores, clean.n)})"
     )
     return Verdict(Status.COLLAPSED, reason)
@@ -107,7 +120,7 @@ def _gates(case: Case, scores: Sequence[SeedScore]) -> Verdict:
         return Verdict(Status.PASS)
     sure = [check for check in broken if check.surely]
     shown = sure or broken
-    where = _where(case, scores, shown[0].counts.n)
+    where = _where(case, scores, shown[0].found.n)
     text = "; ".join(check.sentence() for check in shown)
     if sure:
         return Verdict(Status.FAIL, f"{text} ({where})")
@@ -125,7 +138,37 @@ def _checks(case: Case, scores: Sequence[SeedScore]) -> list[_Check]:
         ("ASR", max(asr, key=_rank), gate.max_asr, False),
         ("robust accuracy", min(robust, key=_rank), gate.min_robust_accuracy, True),
     ]
-    return [_Check(name, counts, limit, side) for name, counts, limit, side in wanted if limit is not None]
+    checks = [
+        _Check(name, _Estimate.of(counts), limit, side) for name, counts, limit, side in wanted if limit is not None
+    ]
+    return checks + _stage_checks(gate, scores)
+
+
+def _stage_checks(gate: Gate, scores: Sequence[SeedScore]) -> list[_Check]:
+    """What is asked of a stage's own answers; a defense of another stage has none, so that it breaks the gate."""
+    clean = pooled(score.detector.clean for score in scores if score.detector)
+    removed = pooled(score.filtered.poison for score in scores if score.filtered)
+    verdicts = [score.verdict for score in scores if score.verdict]
+    flagged = Counts(hits=sum(verdict.flagged for verdict in verdicts), n=len(verdicts))
+    checks = []
+    if gate.min_auroc is not None:
+        checks.append(_Check("AUROC", _auroc(scores), gate.min_auroc, at_least=True))
+    if gate.max_clean_flagged is not None:
+        checks.append(_Check("clean inputs flagged", _Estimate.of(clean), gate.max_clean_flagged, at_least=False))
+    if gate.min_poison_removed is not None:
+        checks.append(_Check("poison removed", _Estimate.of(removed), gate.min_poison_removed, at_least=True))
+    if gate.flagged is not None:
+        checks.append(_Check("models flagged", _Estimate.of(flagged), float(gate.flagged), at_least=gate.flagged))
+    return checks
+
+
+def _auroc(scores: Sequence[SeedScore]) -> _Estimate:
+    """The backdoor that the detector tells worst."""
+    found = aurocs(scores)
+    if not found:
+        return _Estimate(math.nan, 0.0, 1.0, 0)
+    worst = min(found.values(), key=lambda area: area.value)
+    return _Estimate(worst.value, *worst.interval, worst.n)
 
 
 def _by_backdoor(scores: Sequence[SeedScore], counts: Callable[[BackdoorCounts], Counts]) -> list[Counts]:
@@ -157,8 +200,7 @@ def _limit(limit: float) -> str:
     return next((text for digits in (2, 3) if float(text := f"{limit:.{digits}f}") == limit), f"{limit:g}")
 
 
-def _share(counts: Counts, limit: float) -> str:
+def _share(found: _Estimate, limit: float) -> str:
     """`0.93 [0.91, 0.94]`, with as many digits as it takes to tell the share from the limit."""
-    share, (low, high) = ratio(counts), wilson(counts.hits, counts.n)
-    digits = next((d for d in (2, 3) if float(f"{share:.{d}f}") != round(limit, d)), 4)
-    return f"{share:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    digits = next((d for d in (2, 3) if float(f"{found.share:.{d}f}") != round(limit, d)), 4)
+    return f"{found.share:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"

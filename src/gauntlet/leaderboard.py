@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gauntlet.board import Board, Standing
+from gauntlet.findings import values
 from gauntlet.records import Poison, Record
 from gauntlet.stats import Rate
 from gauntlet.summary import BackdoorFigures, Figures, defense_seconds, figures, seconds
@@ -25,8 +26,8 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     """The long table: one row per record and backdoor. Shares in [0, 1], seconds, MiB; NaN where not measured.
 
     A share X stands beside X_low and X_high (95 % Wilson), X_spread (sample standard deviation over the seeds) and
-    X_hits of X_n. poison_total, poison_share and poison_effective are means over the seeds; distance_* are means
-    over images and seeds.
+    X_hits of X_n. poison_total, poison_share and poison_effective are means over the seeds; auroc to clean_removed are
+    the answers of a defense's stage (`gauntlet.findings`); distance_* are means over images and seeds.
     """
     import pandas as pd
 
@@ -54,7 +55,7 @@ def ranking(standings: Sequence[Standing]) -> pd.DataFrame:
 def _rows(record: Record) -> list[dict[str, Any]]:
     found = figures(record)
     before = _identity(record) | _clean(found)
-    after = _poison(found.poison if found else ()) | _cost(record)
+    after = _poison(found.poison if found else ()) | values(record.scores) | _cost(record)
     backdoors = found.backdoors if found and found.backdoors else (None,)
     return [before | _backdoor(backdoor) | after | _distances(backdoor) for backdoor in backdoors]
 

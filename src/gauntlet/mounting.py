@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gauntlet.artifacts import TensorsCodec
 from gauntlet.attack import Attack, Mounted
@@ -56,22 +57,35 @@ def attacker_view(tools: EngineTools) -> AttackerView:
 
 
 def mount(attack: Attack, tools: EngineTools) -> Obtained[Mounted]:
-    """The mounted attack, from the store or trained now."""
+    """The mounted attack, from memory, from the store or trained now. It is shared: nobody may change it."""
     spec = victim_spec(attack, tools)
+    name = ("victim", key(spec))
+    known: Obtained[Mounted] | None = tools.memory.find(name)
+    if known is not None:
+        return replace(known, cached=True)
 
     def make() -> Mounted:
         with acting_as(Role.ATTACKER):
             return attack.mount(attacker_view(tools))
 
-    return tools.store.obtain(
+    obtained = tools.store.obtain(
         "victim",
-        key(spec),
+        name[1],
         spec,
         _MountedCodec(tools.data, NetworkCodec(tools.architecture, tools.data, tools.device)),
         make,
         recompute=tools.recompute,
         device=str(tools.device),
     )
+    tools.memory.put(name, obtained, _tensors(obtained.value, tools.data))
+    return obtained
+
+
+def _tensors(mounted: Mounted, data: TaskData) -> list[Tensor]:
+    training = mounted.training
+    own = [training.base] if training.base is not data.training.base else []
+    described = [training.rows, training.labels, training.changed, mounted.poisoned, mounted.sources]
+    return [*own, *described, *mounted.network.state_dict().values()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +106,8 @@ class _MountedCodec:
         }
         if training.base is not self.data.training.base:
             tensors["base"] = training.base
-        tensors |= {f"network.{name}": tensor for name, tensor in state_of(value.network).items()}
-        TensorsCodec().save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder)
+        network = {f"network.{name}": tensor for name, tensor in state_of(value.network).items()}
+        TensorsCodec().save({name: tensor.contiguous() for name, tensor in tensors.items()} | network, folder)
 
     def load(self, folder: Path) -> Mounted:
         tensors = TensorsCodec().load(folder)
@@ -103,4 +117,4 @@ class _MountedCodec:
         base = tensors.get("base", own.base)
         training = ImageSet(base, tensors["rows"], tensors["labels"], tensors["changed"])
         poisoned, sources = tensors["poisoned"].to(torch.bool), tensors["sources"]
-        return Mounted(self.networks.restore(state), training, poisoned, sources)
+        return Mounted(self.networks.adopt(state), training, poisoned, sources)

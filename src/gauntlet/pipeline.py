@@ -11,14 +11,14 @@ from gauntlet.case import Case, label
 from gauntlet.compute import deterministic
 from gauntlet.dataset import TaskData, prepare
 from gauntlet.defending import defend, defended_spec
-from gauntlet.defense import Defense
 from gauntlet.keys import key
+from gauntlet.memory import Memory
 from gauntlet.mounting import mount, victim_spec
 from gauntlet.plugin import Kind, name_of
 from gauntlet.progress import Progress, Silent
 from gauntlet.records import Cost, SeedScore
 from gauntlet.registry import Registry
-from gauntlet.scoring import Score, score, score_spec
+from gauntlet.scoring import Score, find_score, score, score_spec
 from gauntlet.store import Obtained, Store
 from gauntlet.task import LoadContext
 from gauntlet.toolbox import EngineTools
@@ -28,7 +28,7 @@ __all__ = ["Context", "Outcome", "Step", "run", "steps", "tools_for", "victim_ke
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What all cases of a session share. datasets: those opened so far, by name."""
+    """What all cases of a session share. datasets: those opened so far, by name. memory: a replaced context's own."""
 
     store: Store
     registry: Registry
@@ -37,6 +37,7 @@ class Context:
     progress: Progress = field(default_factory=Silent)
     recompute: bool = False
     datasets: dict[str, TaskData] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory, init=False)
 
     def data(self, case: Case) -> TaskData:
         """The case's task, prepared once a session."""
@@ -76,6 +77,7 @@ def tools_for(case: Case, seed: int, context: Context) -> EngineTools:
         progress=context.progress,
         recompute=context.recompute,
         who=f"{label(case.attack)} on {name_of(case.architecture)}, {label(case.defense)}",
+        memory=context.memory,
     )
 
 
@@ -88,20 +90,30 @@ def steps(case: Case, context: Context) -> list[Step]:
     """Every step of the case with its key, in the order in which they run; nothing is trained."""
     found = []
     for seed in case.seeds:
-        tools = tools_for(case, seed, context)
-        victim = key(victim_spec(case.attack, tools))
-        found += [
-            Step("victim", victim, seed),
-            Step("score", _score_key(case, None, victim, tools), seed),
-        ]
-        if case.defense.leaves_victim:
-            continue
-        defended = key(defended_spec(case.defense, case.attack, victim, case.reserve, tools))
-        found += [
-            Step("defended", defended, seed),
-            Step("score", _score_key(case, case.defense, defended, tools), seed),
-        ]
+        keys = _keys(case, tools_for(case, seed, context))
+        found += [Step("victim", keys.victim, seed), Step("score", keys.undefended, seed)]
+        if keys.defended:
+            found += [Step("defended", keys.defended, seed), Step("score", keys.score, seed)]
     return found
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """The store keys of one seed's steps. defended: '' where the victim is left alone; score is then undefended."""
+
+    victim: str
+    undefended: str
+    defended: str
+    score: str
+
+
+def _keys(case: Case, tools: EngineTools) -> _Keys:
+    victim = key(victim_spec(case.attack, tools))
+    undefended = key(score_spec(case.attack, None, victim, tools))
+    if case.defense.leaves_victim:
+        return _Keys(victim, undefended, "", undefended)
+    defended = key(defended_spec(case.defense, case.attack, victim, case.reserve, tools))
+    return _Keys(victim, undefended, defended, key(score_spec(case.attack, case.defense, defended, tools)))
 
 
 def run(case: Case, context: Context) -> Outcome:
@@ -112,31 +124,53 @@ def run(case: Case, context: Context) -> Outcome:
     scores: list[SeedScore] = []
     costs: list[Cost] = []
     for seed in case.seeds:
+        tools = tools_for(case, seed, context)
+        keys = _keys(case, tools)
         with deterministic():
-            one, spent = _run_seed(case, seed, context)
-        scores.append(one)
-        costs += spent
+            found = _remembered(keys, tools) or _measured(case, keys, tools)
+        scores.append(_seed_score(seed, found["score"].value, found["undefended score"].value, keys.score))
+        costs += [_cost(step, seed, obtained) for step, obtained in found.items() if keys.defended or step != "score"]
     return Outcome(tuple(scores), tuple(costs))
 
 
-def _run_seed(case: Case, seed: int, context: Context) -> tuple[SeedScore, list[Cost]]:
-    tools = tools_for(case, seed, context)
-    victim = key(victim_spec(case.attack, tools))
+def _remembered(keys: _Keys, tools: EngineTools) -> dict[str, Obtained[Any]] | None:
+    """The steps when all of them are in the store: what was scored needs neither the victim nor the defended network.
+
+    None as soon as one is not there, or a score is not whole.
+    """
+    if (score := find_score(keys.score, tools)) is None:
+        return None
+    undefended = score if keys.undefended == keys.score else find_score(keys.undefended, tools)
+    found = {
+        "victim": tools.store.glance("victim", keys.victim, recompute=tools.recompute),
+        "undefended score": undefended,
+    }
+    if keys.defended:
+        found["defense"] = tools.store.glance("defended", keys.defended, recompute=tools.recompute)
+    found["score"] = score
+    known = {step: obtained for step, obtained in found.items() if obtained is not None}
+    return known if len(known) == len(found) else None
+
+
+def _measured(case: Case, keys: _Keys, tools: EngineTools) -> dict[str, Obtained[Any]]:
+    """The steps, each from the store or made now."""
     mounted = mount(case.attack, tools)
-    undefended = score(case.attack, None, mounted.value, mounted.value.network, victim, tools)
-    costs = [_cost("victim", seed, mounted), _cost("undefended score", seed, undefended)]
-    if case.defense.leaves_victim:
-        return _seed_score(seed, undefended.value, undefended.value, _score_key(case, None, victim, tools)), costs
-    defended_key = key(defended_spec(case.defense, case.attack, victim, case.reserve, tools))
-    defended = defend(case.defense, case.attack, mounted, victim, case.reserve, tools)
-    scored = score(case.attack, case.defense, mounted.value, defended.value, defended_key, tools)
-    costs += [_cost("defense", seed, defended), _cost("score", seed, scored)]
-    predictions = _score_key(case, case.defense, defended_key, tools)
-    return _seed_score(seed, scored.value, undefended.value, predictions), costs
-
-
-def _score_key(case: Case, defense: Defense | None, network_key: str, tools: EngineTools) -> str:
-    return key(score_spec(case.attack, defense, network_key, tools))
+    undefended = score(case.attack, mounted.value, mounted.value.network, keys.victim, tools)
+    found: dict[str, Obtained[Any]] = {"victim": mounted, "undefended score": undefended}
+    if not keys.defended:
+        return found | {"score": undefended}
+    defended = defend(case.defense, case.attack, mounted, keys.victim, case.reserve, tools)
+    scored = score(
+        case.attack,
+        mounted.value,
+        defended.value.network,
+        keys.defended,
+        tools,
+        defense=case.defense,
+        defended=defended.value,
+        reserve=case.reserve,
+    )
+    return found | {"defense": defended, "score": scored}
 
 
 def _seed_score(seed: int, scored: Score, undefended: Score, predictions: str) -> SeedScore:

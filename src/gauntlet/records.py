@@ -11,12 +11,17 @@ __all__ = [
     "BackdoorCounts",
     "Cost",
     "Counts",
+    "Detected",
+    "DetectorCounts",
+    "FilterCounts",
     "Gate",
     "Poison",
     "Provenance",
     "Record",
     "SeedScore",
     "Status",
+    "TestCounts",
+    "VerdictCounts",
 ]
 
 
@@ -83,8 +88,62 @@ class Cost(_Frozen):
     cached: bool
 
 
+class Detected(_Frozen):
+    """What an input detector makes of one backdoor's triggered images (those that count in `asr`).
+
+    auroc: against the clean test images; NaN without images. at_1, at_5: flagged at thresholds that 1 and 5 % of the
+    clean test images exceed.
+    """
+
+    name: str
+    flagged: Counts
+    auroc: float
+    at_1: Counts
+    at_5: Counts
+
+
+class DetectorCounts(_Frozen):
+    """An input detector on the test set. threshold: of its score, from the clean reserve alone. clean: flagged clean
+    test images, false alarms.
+    """
+
+    threshold: float
+    clean: Counts
+    backdoors: tuple[Detected, ...]
+
+
+class VerdictCounts(_Frozen):
+    """What a model verdict said. anomaly: of each class. suspects: classes that it names. targets: those that the
+    attack really aims at; none for a control.
+    """
+
+    anomaly: tuple[float, ...]
+    suspects: tuple[int, ...]
+    targets: tuple[int, ...]
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the model is called backdoored."""
+        return bool(self.suspects)
+
+    @property
+    def named(self) -> bool:
+        """Whether a true target is among the suspects."""
+        return bool(set(self.suspects) & set(self.targets))
+
+
+class FilterCounts(_Frozen):
+    """What a training-set filter removed: of the poisoned samples, and of the others."""
+
+    poison: Counts
+    clean: Counts
+
+
 class TestCounts(_Frozen):
-    """One network on the test set of one seed."""
+    """One network on the test set of one seed. What the defense's stage doesn't measure is None.
+
+    An input that a detector rejects counts neither as right nor as a success of the attack.
+    """
 
     __test__ = False
 
@@ -92,6 +151,9 @@ class TestCounts(_Frozen):
     clean_by_class: tuple[Counts, ...]
     backdoors: tuple[BackdoorCounts, ...]
     poison: Poison
+    detector: DetectorCounts | None = None
+    verdict: VerdictCounts | None = None
+    filtered: FilterCounts | None = None
 
 
 class SeedScore(TestCounts):
@@ -107,12 +169,20 @@ class SeedScore(TestCounts):
 
 
 class Gate(_Frozen):
-    """What a case must reach; None: not asked. Shares in [0, 1]."""
+    """What a case must reach; None: not asked. Shares in [0, 1].
+
+    min_auroc and max_clean_flagged (the share of clean inputs that are rejected) are asked of input detectors,
+    flagged (the model is called backdoored, or is not) of model verdicts, min_poison_removed of training-set filters.
+    """
 
     min_clean_accuracy: float | None = Field(default=None, ge=0, le=1)
     min_asr: float | None = Field(default=None, ge=0, le=1)
     max_asr: float | None = Field(default=None, ge=0, le=1)
     min_robust_accuracy: float | None = Field(default=None, ge=0, le=1)
+    min_auroc: float | None = Field(default=None, ge=0, le=1)
+    max_clean_flagged: float | None = Field(default=None, ge=0, le=1)
+    min_poison_removed: float | None = Field(default=None, ge=0, le=1)
+    flagged: bool | None = None
 
 
 class Provenance(_Frozen):

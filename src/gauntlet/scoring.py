@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gauntlet.attack import Attack, Mounted
+from gauntlet.attack import Attack, Backdoor, Family, Mounted
 from gauntlet.dataset import TaskData
-from gauntlet.defending import preprocessed
-from gauntlet.defense import Defense
-from gauntlet.evaluation import Predictions, count, count_backdoor, count_by_class, stamp, with_distances
+from gauntlet.defending import Defended, defender_view
+from gauntlet.defense import Defense, InputDetector
+from gauntlet.evaluation import Predictions, count, count_backdoor, count_by_class
 from gauntlet.fingerprint import fingerprint, versions
-from gauntlet.images import to_float
 from gauntlet.keys import key
 from gauntlet.network import Network
-from gauntlet.records import Poison, TestCounts
+from gauntlet.records import Detected, DetectorCounts, FilterCounts, Poison, TestCounts, VerdictCounts
+from gauntlet.screening import Screen, above, auroc, screen_of, threshold
 from gauntlet.store import Obtained
+from gauntlet.testsets import TestSets
 from gauntlet.toolbox import EngineTools, describe
 from gauntlet.training import predict
 
-__all__ = ["PREDICTIONS", "Score", "poison_counts", "score", "score_spec"]
+__all__ = ["PREDICTIONS", "Score", "find_score", "poison_counts", "score", "score_spec"]
 
 PREDICTIONS = "predictions.parquet"
-"""File in a score's store entry: columns set, index, label, wanted (-1: none), predicted."""
+"""File in a score's store entry: columns set, index, label, wanted (-1: none), predicted, suspicion and flagged (null
+without an input detector)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,45 +56,127 @@ def score_spec(attack: Attack, defense: Defense | None, network_key: str, tools:
 
 
 def score(
-    attack: Attack, defense: Defense | None, mounted: Mounted, network: Network, network_key: str, tools: EngineTools
+    attack: Attack,
+    mounted: Mounted,
+    network: Network,
+    network_key: str,
+    tools: EngineTools,
+    *,
+    defense: Defense | None = None,
+    defended: Defended | None = None,
+    reserve: int = 0,
 ) -> Obtained[Score]:
-    """The score, from the store or measured now."""
+    """The score of `network`, from the store or measured now; without a defense, of the undefended victim."""
     spec = score_spec(attack, defense, network_key, tools)
 
     def make() -> Score:
         tools.progress.step(f"evaluating: {tools.who}, seed {tools.seed}")
-        return _measure(attack, defense, mounted, network, tools)
+        screen = None
+        if isinstance(defense, InputDetector):
+            screen = screen_of(defense, defender_view(defense, attack, mounted, network, reserve, tools))
+        measured = _measure(attack, mounted, _Deployed(network, defense, screen, tools))
+        return measured if defended is None else _answered(measured, attack, mounted, defended, tools)
 
     return tools.store.obtain(
         "score", key(spec), spec, _ScoreCodec(), make, recompute=tools.recompute, device=str(tools.device)
     )
 
 
-def _measure(attack: Attack, defense: Defense | None, mounted: Mounted, network: Network, tools: EngineTools) -> Score:
-    test = tools.data.test.open()
-    images, labels, classes = test.images(), test.labels, tools.data.facts.classes
+def find_score(key: str, tools: EngineTools) -> Obtained[Score] | None:
+    """The score of that key when it is in the store and whole."""
+    return tools.store.find("score", key, _ScoreCodec(), recompute=tools.recompute)
 
-    def seen(stamped: Tensor, which: str) -> Tensor:
-        shown = stamped if defense is None else preprocessed(defense, stamped, tools.seed, which, tools.device)
-        return predict(network, shown, tools.recipe, tools.device)
 
-    clean = seen(images, "clean")
-    sets = [Predictions("clean", labels, torch.full_like(labels, -1), clean)]
+@dataclass(frozen=True, eq=False)
+class _Deployed:
+    """A network as its users meet it: behind what the defense does to the inputs, and to whom it listens."""
+
+    network: Network
+    defense: Defense | None
+    screen: Screen | None
+    tools: EngineTools
+
+    def predictions(self, sets: TestSets, backdoor: Backdoor | None) -> Predictions:
+        """What it says to the clean test images, or to those with the backdoor's trigger."""
+        tools, labels = self.tools, sets.labels
+        shown = sets.shown(backdoor, self.defense, tools.seed)
+        predicted = predict(self.network, shown, tools.recipe, tools.device)
+        name, wanted = "clean", torch.full_like(labels, -1)
+        if backdoor is not None:
+            name, wanted = backdoor.name, backdoor.labels.apply(labels, tools.data.facts.classes)
+        if self.screen is None:
+            return Predictions(name, labels, wanted, predicted)
+        suspicion = self.screen.scores(shown)
+        return Predictions(name, labels, wanted, predicted, suspicion, suspicion > self.screen.limit)
+
+
+def _measure(attack: Attack, mounted: Mounted, deployed: _Deployed) -> Score:
+    tools = deployed.tools
+    data, classes = tools.data, tools.data.facts.classes
+    tested = TestSets(data, attack, tools.device, tools.memory)
+    labels = tested.labels
+    clean = deployed.predictions(tested, None)
+    sets = [clean]
     backdoors = []
     for backdoor in attack.backdoors:
-        stamped = stamp(backdoor, images)
-        triggered = seen(stamped, backdoor.name)
-        measured = count_backdoor(backdoor, labels, clean, triggered, classes)
-        backdoors.append(with_distances(measured, to_float(images), to_float(stamped)))
-        sets.append(Predictions(backdoor.name, labels, backdoor.labels.apply(labels, classes), triggered))
-    right = clean == labels
+        triggered = deployed.predictions(tested, backdoor)
+        measured = count_backdoor(backdoor, labels, clean.answered, triggered.answered, classes)
+        backdoors.append(measured.model_copy(update={"distances": tested.distances(backdoor)}))
+        sets.append(triggered)
+    right = clean.answered == labels
     counts = TestCounts(
         clean=count(right),
         clean_by_class=count_by_class(right, labels, classes),
         backdoors=tuple(backdoors),
-        poison=poison_counts(mounted, tools.data),
+        poison=poison_counts(mounted, data),
+        detector=None if deployed.screen is None else _detector_counts(attack, sets, deployed.screen, classes),
     )
     return Score(counts, tuple(sets))
+
+
+def _detector_counts(attack: Attack, sets: Sequence[Predictions], screen: Screen, classes: int) -> DetectorCounts:
+    clean, found = _suspicion(sets[0]), []
+    for backdoor, triggered in zip(attack.backdoors, sets[1:], strict=True):
+        scores = _suspicion(triggered)[backdoor.labels.eligible(triggered.labels, classes)]
+        found.append(
+            Detected(
+                name=backdoor.name,
+                flagged=above(scores, screen.limit),
+                auroc=auroc(clean, scores),
+                at_1=above(scores, threshold(clean, 0.01)),
+                at_5=above(scores, threshold(clean, 0.05)),
+            )
+        )
+    return DetectorCounts(threshold=screen.limit, clean=above(clean, screen.limit), backdoors=tuple(found))
+
+
+def _suspicion(predictions: Predictions) -> Tensor:
+    return torch.empty(0) if predictions.suspicion is None else predictions.suspicion
+
+
+def _answered(score: Score, attack: Attack, mounted: Mounted, defended: Defended, tools: EngineTools) -> Score:
+    """The score with what the defense's own answers are worth."""
+    added: dict[str, object] = {}
+    if defended.keep is not None:
+        removed, poisoned = ~defended.keep, mounted.poisoned
+        added["filtered"] = FilterCounts(poison=count(removed[poisoned]), clean=count(removed[~poisoned]))
+    if (found := defended.inspection) is not None:
+        added["verdict"] = VerdictCounts(
+            anomaly=tuple(found.anomaly.tolist()),
+            suspects=found.suspects,
+            targets=_targets(attack, tools.data.facts.classes),
+        )
+    return replace(score, counts=score.counts.model_copy(update=added)) if added else score
+
+
+def _targets(attack: Attack, classes: int) -> tuple[int, ...]:
+    """The classes that the backdoors aim at; a control has planted none."""
+    if attack.family is Family.CONTROL:
+        return ()
+    labels = torch.arange(classes)
+    maps = [backdoor.labels for backdoor in attack.backdoors]
+    wanted = [each.apply(labels, classes)[each.eligible(labels, classes)] for each in maps]
+    return tuple(sorted(set(torch.cat(wanted).tolist()))) if wanted else ()
 
 
 def poison_counts(mounted: Mounted, data: TaskData) -> Poison:
@@ -126,6 +211,8 @@ class _ScoreCodec:
                     "label": part.labels.numpy(),
                     "wanted": part.wanted.numpy(),
                     "predicted": part.predicted.numpy(),
+                    "suspicion": _column(part.suspicion, pa.float32(), len(part.labels)),
+                    "flagged": _column(part.flagged, pa.bool_(), len(part.labels)),
                 }
             )
             for part in value.predictions
@@ -134,3 +221,9 @@ class _ScoreCodec:
 
     def load(self, folder: Path) -> Score:
         return Score(TestCounts.model_validate_json((folder / "score.json").read_bytes()))
+
+
+def _column(values: Tensor | None, kind: Any, length: int) -> Any:
+    import pyarrow as pa
+
+    return pa.nulls(length, kind) if values is None else pa.array(values.numpy(), kind)

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gauntlet.records import Counts
+from gauntlet.records import Counts, SeedScore
 
-__all__ = ["Rate", "defense_effectiveness", "pooled", "ratio", "spread", "wilson"]
+__all__ = ["Area", "Rate", "aurocs", "defense_effectiveness", "pooled", "ratio", "spread", "wilson"]
 
 
 def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -80,3 +80,43 @@ class Rate:
     def interval(self) -> tuple[float, float]:
         """The 95 % Wilson interval."""
         return wilson(self.hits, self.n)
+
+
+@dataclass(frozen=True)
+class Area:
+    """The mean AUROC of the seeds. error: its standard error. n: triggered images of all seeds."""
+
+    value: float
+    error: float
+    n: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval, in [0, 1]."""
+        half = statistics.NormalDist().inv_cdf(0.975) * self.error
+        return max(0.0, self.value - half), min(1.0, self.value + half)
+
+
+def auroc_error(value: float, triggered: int, clean: int) -> float:
+    """The standard error of an AUROC over so many images. Hanley & McNeil 1982, Radiology 143:29."""
+    one, two = value / (2 - value), 2 * value * value / (1 + value)
+    square = value * (1 - value) + (triggered - 1) * (one - value**2) + (clean - 1) * (two - value**2)
+    return math.sqrt(max(0.0, square) / (triggered * clean))
+
+
+def aurocs(scores: Sequence[SeedScore]) -> dict[str, Area]:
+    """The AUROC of each backdoor over the seeds; none without a detector or without triggered images."""
+    found: dict[str, list[tuple[float, float, int]]] = {}
+    for score in scores:
+        for one in score.detector.backdoors if score.detector else ():
+            if one.flagged.n and score.detector:
+                error = auroc_error(one.auroc, one.flagged.n, score.detector.clean.n)
+                found.setdefault(one.name, []).append((one.auroc, error, one.flagged.n))
+    return {
+        name: Area(
+            statistics.fmean(value for value, _, _ in parts),
+            math.hypot(*(error for _, error, _ in parts)) / len(parts),
+            sum(n for _, _, n in parts),
+        )
+        for name, parts in found.items()
+    }

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gauntlet.board import Board, Cell, Column, Row, Standing, boards, standings
+from gauntlet.findings import Findings, findings
 from gauntlet.records import Record, Status
 from gauntlet.wording import DASH, percent, provenance_lines, standing_text, status_text, summary_line
 
@@ -50,6 +51,8 @@ def print_leaderboard(records: Sequence[Record], console: Console, artifacts: Se
     console.print(Text(f"Leaderboard: {summary_line(records)}", style="bold"))
     for board in boards(records):
         _print_board(board, console)
+    for found in findings(records):
+        _print_findings(found, console)
     _print_ranking(standings(records), console)
     console.print()
     for what, value in provenance_lines(records):
@@ -112,6 +115,19 @@ def _cell(cell: Cell, notes: Sequence[str]) -> Text:
         numbers = f"{percent(cell.figures.clean.value)} / {percent(worst.asr.value) if worst else DASH}\n"
     mark = f" ({notes.index(cell.note) + 1})" if cell.note else ""
     return Text(f"{numbers}{status_text(cell)}{mark}", style=style)
+
+
+def _print_findings(found: Findings, console: Console) -> None:
+    """Without task and architecture where all rows share them, since a terminal is narrow."""
+    shown = [place for place in range(len(found.headings)) if place > 1 or len({row[place] for row in found.rows}) > 1]
+    console.print()
+    console.print(Text(f"{found.title}. {found.legend}", style="italic"))
+    table = Table(box=None, padding=(0, _GAP, 0, 0))
+    for place in shown:
+        table.add_column(found.headings[place], justify="left" if place < 4 else "right", overflow="fold")
+    for row in found.rows:
+        table.add_row(*(Text(row[place]) for place in shown))
+    console.print(table)
 
 
 def _print_ranking(rows: Sequence[Standing], console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,6 +78,7 @@ class DefenderView(_Player):
     victim: Network
     reserve: ImageSet
     delivered: ImageSet | None
+    represent: Callable[[ImageSet], Tensor]
 
     @property
     def training(self) -> ImageSet:
@@ -84,6 +86,13 @@ class DefenderView(_Player):
         if self.delivered is None:
             raise NotApplicableError("the attacker hands over a trained model: there is no training set to work on")
         return self.delivered
+
+    @property
+    def training_features(self) -> Tensor:
+        """float32 [N, D] on the CPU: the untouched victim's representation (`Network.features_and_logits`) of
+        `training`, in its order. NotApplicableError as for `training`. Defenses of one victim share it.
+        """
+        return self.represent(self.training)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,13 +11,13 @@ from attacks.clean_label import CleanLabel
 from attacks.none import NoAttack
 from attacks.single_pixel import SinglePixel
 from gauntlet.errors import GauntletError, SettingError
-from gauntlet.evaluation import stamp
 from gauntlet.images import to_float, to_uint8
 from gauntlet.labels import AllToAll
 from gauntlet.mounting import attacker_view, mount
 from gauntlet.pipeline import Context, run, tools_for
 from gauntlet.plugin import Kind
 from gauntlet.registry import Registry
+from gauntlet.testsets import stamp
 from tests.sample_cases import CaseMaker
 
 

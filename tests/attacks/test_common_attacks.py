@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from gauntlet.attack import Attack, Family, Mounted
 from gauntlet.case import label
 from gauntlet.dataset import TaskData
-from gauntlet.evaluation import stamp
 from gauntlet.images import to_float
 from gauntlet.mounting import attacker_view, mount
 from gauntlet.pipeline import Context, tools_for
@@ -22,6 +21,7 @@ from gauntlet.recipe import Recipe
 from gauntlet.registry import Registry
 from gauntlet.scoring import poison_counts
 from gauntlet.settings import build, values
+from gauntlet.testsets import stamp
 from tests.sample_cases import CaseMaker
 
 NAMES = sorted(Registry.discover().classes(Kind.ATTACK))

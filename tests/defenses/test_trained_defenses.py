@@ -117,6 +117,7 @@ def oracle() -> OracleView:
         victim=tools.new_network().eval(),
         reserve=RESERVE,
         delivered=delivered,
+        represent=lambda images: images.images().flatten(1).float(),
         clean_training=CLEAN,
         poisoned=poisoned,
     )
@@ -124,7 +125,18 @@ def oracle() -> OracleView:
 
 def defenders(view: OracleView) -> DefenderView:
     """The same case as a defense sees it, without what only reference columns may know."""
-    shown = ("facts", "architecture", "recipe", "seed", "device", "tools", "victim", "reserve", "delivered")
+    shown = (
+        "facts",
+        "architecture",
+        "recipe",
+        "seed",
+        "device",
+        "tools",
+        "victim",
+        "reserve",
+        "delivered",
+        "represent",
+    )
     return DefenderView(**{name: vars(view)[name] for name in shown})
 
 

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from gauntlet.images import Images, chunks
 
-__all__ = ["image_distances", "per_image"]
+__all__ = ["image_distances", "per_image", "summary"]
 
-_CHUNK_VALUES = 1 << 22
+_CHUNK_VALUES = 1 << 19
+"""As fast as larger parts, and a tenth of their memory."""
 
 
 def image_distances(original: Images, changed: Images) -> dict[str, dict[str, float]]:
@@ -19,7 +20,7 @@ def image_distances(original: Images, changed: Images) -> dict[str, dict[str, fl
     """
     if not len(original):
         raise ValueError("no images to measure a distance between")
-    return {name: _summary(values) for name, values in per_image(original, changed).items()}
+    return {name: summary(values) for name, values in per_image(original, changed).items()}
 
 
 def per_image(original: Images, changed: Images) -> dict[str, Tensor]:
@@ -69,7 +70,8 @@ def _length(vectors: Tensor) -> Tensor:
     return length
 
 
-def _summary(values: Tensor) -> dict[str, float]:
+def summary(values: Tensor) -> dict[str, float]:
+    """mean, median, stdev (the population's), iqr, min and max of the values [N]; quantiles interpolate linearly."""
     quarters = torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)
     lower, median, upper = values.quantile(quarters).tolist()
     return {

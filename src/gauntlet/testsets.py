@@ -1,0 +1,97 @@
+"""The evaluator's images as the cases of a session share them: clean, stamped and preprocessed sets, made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gauntlet import randomness
+from gauntlet.attack import Attack, Backdoor
+from gauntlet.dataset import TaskData
+from gauntlet.defense import Defense, Preprocessing
+from gauntlet.guard import Role, acting_as
+from gauntlet.images import chunks, to_float, to_uint8
+from gauntlet.maths.distances import per_image, summary
+from gauntlet.memory import Memory
+
+__all__ = ["TestSets", "preprocessed", "stamp"]
+
+PART = 1024
+"""Images that are worked on at once, as floats."""
+
+
+def stamp(backdoor: Backdoor, images: Tensor) -> Tensor:
+    """uint8 test images with the backdoor's trigger, rounded to 8 bits."""
+    stamped = torch.empty_like(images)
+    for part in chunks(len(images), PART):
+        stamped[part] = to_uint8(backdoor.trigger(to_float(images[part])))
+    return stamped
+
+
+def preprocessed(defense: Preprocessing, images: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:
+    """uint8 test images as the defended network gets to see them."""
+    shown = torch.empty_like(images)
+    for part in chunks(len(images), PART):
+        given = to_float(images[part].to(device))
+        with acting_as(Role.DEFENDER):
+            shown[part] = to_uint8(defense.transform(given, generator)).cpu()
+    return shown
+
+
+@dataclass(frozen=True, eq=False)
+class TestSets:
+    """The test images of one attack. What it gives is shared: nobody may change it in place."""
+
+    __test__ = False
+
+    data: TaskData
+    attack: Attack
+    device: torch.device
+    memory: Memory
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]: the true ones."""
+        return self.data.test.open().labels
+
+    def images(self, backdoor: Backdoor | None) -> Tensor:
+        """uint8 [N, C, H, W]: the clean images, or those with the backdoor's trigger."""
+        test = self.data.test.open()
+        clean = test.base if torch.equal(test.rows, torch.arange(len(test.base))) else test.images()
+        if backdoor is None:
+            return clean
+        return self.memory.get(("stamped", *self._name(backdoor)), lambda: stamp(backdoor, clean), lambda made: [made])
+
+    def distances(self, backdoor: Backdoor) -> dict[str, dict[str, float]]:
+        """How far the trigger moves the test images (`gauntlet.maths.distances`)."""
+
+        def measure() -> dict[str, dict[str, float]]:
+            clean, stamped = self.images(None), self.images(backdoor)
+            parts = [per_image(to_float(clean[part]), to_float(stamped[part])) for part in chunks(len(clean), PART)]
+            return {name: summary(torch.cat([part[name] for part in parts])) for name in parts[0]}
+
+        return self.memory.get(("distances", *self._name(backdoor)), measure)
+
+    def shown(self, backdoor: Backdoor | None, defense: Defense | None, seed: int) -> Tensor:
+        """The images as the network behind the defense gets to see them."""
+        images = self.images(backdoor)
+        if not isinstance(defense, Preprocessing) or not defense.apply_predict:
+            return images
+        which = "clean" if backdoor is None else backdoor.name
+        name = ("shown", *self._name(backdoor), defense, self.device)
+        for known in (name, (*name, seed)):
+            if (found := self.memory.find(known)) is not None:
+                return found  # type: ignore[no-any-return]
+        generator = randomness.generator(seed, "preprocessing", which, device=self.device)
+        before = generator.get_state()
+        made = preprocessed(defense, images, generator, self.device)
+        # What draws nothing serves every seed.
+        drew = not torch.equal(generator.get_state(), before)
+        self.memory.put((*name, seed) if drew else name, made, [made])
+        return made
+
+    def _name(self, backdoor: Backdoor | None) -> tuple[object, ...]:
+        # Clean images are the same for every attack.
+        return (self.data.facts.hash, *(() if backdoor is None else (self.attack, backdoor.name)))
