@@ -8,7 +8,8 @@ from gauntlet.case import Case
 from gauntlet.errors import SettingError, UnknownNameError
 from gauntlet.expansion import cells, expand, merged, unmatched
 from gauntlet.facts import TaskFacts
-from gauntlet.suite import Selector, Subject, find_suite, read_suite, suite_folders
+from gauntlet.paths import suite_folders
+from gauntlet.suite import Selector, Subject, find_suite, read_suite
 from gauntlet.task import TaskSource
 from tests.sample_scores import REGISTRY, TINY, facts, suite
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from gauntlet.architecture import Architecture
 from gauntlet.attack import Attack
@@ -42,7 +43,7 @@ class Case:
     collapse: float = 0.5
     expected: str = ""
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The leaderboard's key: `digits-le_net-badnets[poison_ratio=0.01]-fine_tuning`."""
         parts = (label(self.architecture), label(self.attack), label(self.defense))

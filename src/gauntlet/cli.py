@@ -156,18 +156,25 @@ def _warn(text: str) -> None:
 
 
 def _list(chosen: argparse.Namespace) -> int:
-    import json
+    from gauntlet.paths import suite_folders
+    from gauntlet.recall import code_state, file_states, recalled
 
-    from gauntlet.listing import as_json, as_text, entries
-    from gauntlet.registry import Registry
+    kinds = [chosen.kind] if chosen.kind else list(_LISTED)
+    question = {
+        "what": "list",
+        "kinds": kinds,
+        "as": [chosen.json, chosen.settings],
+        "code": code_state(chosen.plugin),
+        "suites": file_states(path for folder in suite_folders() for path in folder.glob("*.toml")),
+    }
 
-    registry = Registry.discover(chosen.plugin)
-    kinds = [chosen.kind] if chosen.kind else _LISTED
-    found = {kind: entries(kind, registry) for kind in kinds}
-    if chosen.json:
-        sys.stdout.write(json.dumps({kind: as_json(listed) for kind, listed in found.items()}, indent=2) + "\n")
-    else:
-        sys.stdout.write("\n".join(as_text(kind, listed, settings=chosen.settings) for kind, listed in found.items()))
+    def make() -> str:
+        from gauntlet.listing import listing
+        from gauntlet.registry import Registry
+
+        return listing(kinds, Registry.discover(chosen.plugin), json=chosen.json, settings=chosen.settings)
+
+    sys.stdout.write(recalled(default_store(), question, make))
     return 0
 
 

@@ -6,6 +6,7 @@ import itertools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from gauntlet.architecture import Architecture
@@ -39,7 +40,7 @@ class Cell:
     attack: Attack
     defense: Defense
 
-    @property
+    @cached_property
     def subject(self) -> Subject:
         """What the selectors of gates and expected failures compare with."""
         architecture, attack, defense = label(self.architecture), label(self.attack), label(self.defense)
@@ -121,7 +122,12 @@ def _gate(suite: Suite, subject: Subject) -> Gate:
     for rule in suite.gate:
         if rule.matches(subject):
             thresholds |= rule.thresholds()
-    return Gate.model_validate(thresholds)
+    return _gate_of(tuple(thresholds.items()))
+
+
+@cache
+def _gate_of(thresholds: tuple[tuple[str, float | bool], ...]) -> Gate:
+    return Gate.model_validate(dict(thresholds))
 
 
 def _recipe(suite: Suite, cell: Cell, forced: Mapping[str, object]) -> Recipe:

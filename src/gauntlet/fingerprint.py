@@ -39,6 +39,8 @@ class _Source:
 
 # What is loaded runs as it was loaded, even when its file changes afterwards: such a module is read once.
 _loaded: WeakKeyDictionary[ModuleType, _Source] = WeakKeyDictionary()
+# And so is the whole closure, while every module of it is the one that was loaded then.
+_closures: dict[tuple[str, ...], tuple[dict[str, ModuleType], str]] = {}
 
 
 @cache
@@ -60,6 +62,10 @@ def fingerprint(*modules: str) -> str:
     counts under one name in a clone, in a wheel and wherever a plug-in file lies. Raises ModuleNotFoundError for one
     of `modules` without Python source.
     """
+    if modules in _closures:
+        loaded, known = _closures[modules]
+        if all(sys.modules.get(name) is module for name, module in loaded.items()):
+            return known
     found: dict[str, _Source] = {}
     waiting = list(modules)
     while waiting:
@@ -68,7 +74,11 @@ def fingerprint(*modules: str) -> str:
             found[module] = _source(module)
             waiting += found[module].imports
     lines = sorted({f"{_public(module)} {source.digest}" for module, source in found.items()})
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    result = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    there = {name: sys.modules[name] for name in found if name in sys.modules}
+    if len(there) == len(found):
+        _closures[modules] = there, result
+    return result
 
 
 def _source(module: str) -> _Source:

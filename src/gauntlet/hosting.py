@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gauntlet.errors import SettingError
 from gauntlet.options import Options, options_from
 
 if TYPE_CHECKING:
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from gauntlet.live import LiveLine
     from gauntlet.plan import Choice
     from gauntlet.progress import Progress
+    from gauntlet.roster import Roster
     from gauntlet.session import Session
 
 __all__ = [
     "CHOICE",
     "DESK",
     "UNSETTLED",
+    "case_named",
     "cases_among",
     "cases_of",
     "choose_cases",
@@ -35,6 +38,7 @@ __all__ = [
     "is_worker",
     "options_of",
     "parameter_of",
+    "roster_of",
     "session_of",
     "warner",
 ]
@@ -43,6 +47,7 @@ CHOICE: pytest.StashKey[Choice] = pytest.StashKey()
 DESK: pytest.StashKey[Desk] = pytest.StashKey()
 _OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
+_ROSTER: pytest.StashKey[Roster] = pytest.StashKey()
 _LIVE: pytest.StashKey[LiveLine] = pytest.StashKey()
 
 UNSETTLED = "settings-error"
@@ -70,9 +75,26 @@ def session_of(config: pytest.Config) -> Session:
             _share_cores(config.workerinput["workercount"])  # type: ignore[attr-defined]
         config.stash[_SESSION] = open_session(options_of(config), warner(config), _progress(config))
         clear_line(config)
-        for warning in () if is_worker(config) else config.stash[_SESSION].warnings:
-            warner(config)(warning)
     return config.stash[_SESSION]
+
+
+def roster_of(config: pytest.Config) -> Roster:
+    """Ids and marks of the cases, without the cases where they are known from an earlier run. Raises GauntletError."""
+    if _ROSTER not in config.stash:
+        from gauntlet.roster import roster
+
+        config.stash[_ROSTER] = found = roster(options_of(config), lambda: session_of(config))
+        for warning in () if is_worker(config) else found.warnings:
+            warner(config)(warning)
+    return config.stash[_ROSTER]
+
+
+def case_named(config: pytest.Config, name: str) -> Case:
+    """The case of that id. Raises GauntletError."""
+    session = session_of(config)
+    if name not in session.by_id:
+        raise SettingError(f"{name} is no case any more: suites or plug-ins changed since it was collected; run again")
+    return session.by_id[name]
 
 
 def _share_cores(workers: int) -> None:
@@ -116,14 +138,14 @@ def clear_line(config: pytest.Config) -> None:
 
 
 def cases_of(config: pytest.Config, items: Iterable[pytest.Item]) -> list[Case]:
-    """The distinct cases that the items ask for."""
-    if _SESSION not in config.stash:
+    """The distinct cases that the items ask for. Raises GauntletError."""
+    if _ROSTER not in config.stash:
         return []
-    from gauntlet.case import Case
-
+    known = config.stash[_ROSTER].groups
     callspecs = [vars(item).get("callspec") for item in items]
-    found = [callspec.params.get("case") for callspec in callspecs if callspec is not None]
-    return list({case.id: case for case in found if isinstance(case, Case)}.values())
+    asked = [callspec.params.get("case") for callspec in callspecs if callspec is not None]
+    names = dict.fromkeys(name for name in asked if isinstance(name, str) and name in known)
+    return [case_named(config, name) for name in names]
 
 
 def parameter_of(nodeid: str) -> str:
@@ -137,22 +159,22 @@ def cases_among(config: pytest.Config, nodeids: Iterable[str]) -> list[Case]:
     names = list(dict.fromkeys(name for name in map(parameter_of, nodeids) if name))
     if UNSETTLED not in names and not _plausible(config, names):
         return []
-    session = session_of(config)
-    return [session.by_id[name] for name in names if name in session.by_id]
+    known = roster_of(config).groups
+    return [case_named(config, name) for name in names if name in known]
 
 
 def group_of(config: pytest.Config, nodeid: str) -> str:
     """What the cases of one victim have in common; '' for a test that is no case."""
-    session = config.stash.get(_SESSION, None)
-    case = session.by_id.get(parameter_of(nodeid)) if session is not None else None
-    return session.victims(case)[0] if session is not None and case is not None else ""
+    roster = config.stash.get(_ROSTER, None)
+    return "" if roster is None else roster.groups.get(parameter_of(nodeid), "")
 
 
 def _plausible(config: pytest.Config, names: Sequence[str]) -> bool:
     """Whether a name begins with a task of the chosen suites: spares other projects the making of the cases."""
     if not names:
         return False
-    from gauntlet.suite import find_suite, read_suite, suite_folders
+    from gauntlet.paths import suite_folders
+    from gauntlet.suite import find_suite, read_suite
 
     options = options_of(config)
     suites = [read_suite(find_suite(name, suite_folders())) for name in options.suites]
@@ -162,16 +184,16 @@ def _plausible(config: pytest.Config, names: Sequence[str]) -> bool:
 
 def choose_cases(config: pytest.Config, cases: Sequence[Case]) -> None:
     """Decide which cases the budget pays for, if there is one."""
-    budget = options_of(config).budget if cases else None
-    if budget is not None:
+    budget = options_of(config).budget
+    if cases and budget is not None:
         from gauntlet.plan import choose
 
         config.stash[CHOICE] = choose(session_of(config).plan(cases), budget)
 
 
 def header_lines(config: pytest.Config, cases: Sequence[Case]) -> list[str]:
-    """What is about to run; nothing under -q."""
-    if not cases or config.get_verbosity() < 0:
+    """What is about to run."""
+    if not cases:
         return []
     from gauntlet.desk import header
 

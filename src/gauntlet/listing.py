@@ -6,17 +6,19 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from gauntlet.paths import suite_folders
 from gauntlet.plugin import Kind
 from gauntlet.registry import Registry
 from gauntlet.settings import Setting, describe
-from gauntlet.suite import read_suite, suite_folders
+from gauntlet.suite import read_suite
 
-__all__ = ["SUITES", "Entry", "as_json", "as_text", "entries"]
+__all__ = ["SUITES", "Entry", "as_json", "as_text", "entries", "listing"]
 
 SUITES = "suites"
 """Suites are listed beside the kinds of plug-ins; they are TOML files."""
@@ -50,6 +52,14 @@ def entries(kind: str, registry: Registry) -> list[Entry]:
         Entry(name, heading, group(cls).replace("NAME", name), _summary(cls), tuple(describe(cls)))
         for name, cls in registry.classes(Kind(kind)).items()
     ]
+
+
+def listing(kinds: Sequence[str], registry: Registry, *, json: bool, settings: bool) -> str:
+    """The whole output of `gauntlet list` for these kinds."""
+    found = {kind: entries(kind, registry) for kind in kinds}
+    if json:
+        return dumps({kind: as_json(listed) for kind, listed in found.items()}, indent=2) + "\n"
+    return "\n".join(as_text(kind, listed, settings=settings) for kind, listed in found.items())
 
 
 def as_text(kind: str, listed: Sequence[Entry], *, settings: bool) -> str:

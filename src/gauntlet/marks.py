@@ -1,19 +1,18 @@
-"""Cases as pytest parameters: their ids, and the marks that `-k` and `-m` find them by."""
+"""The marks that `-k` and `-m` find cases by, and what keeps those of one victim together."""
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
 
 import pytest
 
 from gauntlet.attack import Family
-from gauntlet.case import Case
+from gauntlet.case import Case, label
 from gauntlet.defense import Stage
 from gauntlet.expansion import slug
 from gauntlet.plugin import name_of
-from gauntlet.session import Session
 
-__all__ = ["marks_of", "parameters", "register_families"]
+__all__ = ["group_of", "marks_of", "register_families"]
 
 
 def marks_of(case: Case) -> dict[str, str]:
@@ -28,20 +27,10 @@ def marks_of(case: Case) -> dict[str, str]:
     }
 
 
-def parameters(session: Session, config: pytest.Config) -> list[Any]:
-    """One parameter a case. Cases that share a victim share an xdist group."""
-    marks = {name: meaning for case in session.cases for name, meaning in marks_of(case).items()}
-    for name, meaning in {**marks, "xdist_group": "cases that share a victim"}.items():
-        config.addinivalue_line("markers", f"{name}: {meaning} (gauntlet)")
-    made = {name: getattr(pytest.mark, name) for name in marks}
-    return [
-        pytest.param(
-            case,
-            id=case.id,
-            marks=[*(made[name] for name in marks_of(case)), pytest.mark.xdist_group(session.victims(case)[0][:12])],
-        )
-        for case in session.cases
-    ]
+def group_of(case: Case) -> str:
+    """What the cases of one victim have in common, and no others."""
+    parts = (case.task_name, label(case.architecture), label(case.attack), repr(case.recipe), repr(case.seeds))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 def register_families(config: pytest.Config) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -109,15 +110,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not _asks_for_ours(metafunc):
         return
     try:
-        session = hosting.session_of(metafunc.config)
+        found = hosting.roster_of(metafunc.config)
     except GauntletError as error:
         # Raised here it would be a collection error with a traceback; `pytest_collection_modifyitems` tells it.
         metafunc.config.stash[_PROBLEM] = str(error)
         metafunc.parametrize("case", [pytest.param(None, id=hosting.UNSETTLED)], indirect=True)
         return
-    from gauntlet.marks import parameters
+    from gauntlet.roster import parameters
 
-    metafunc.parametrize("case", parameters(session, metafunc.config), indirect=True)
+    metafunc.parametrize("case", parameters(found, metafunc.config), indirect=True)
     hosting.clear_line(metafunc.config)
 
 
@@ -130,12 +131,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(config.stash[_PROBLEM])
         # A worker that raises takes the run down with a traceback; the placeholder's id makes the controller look.
         items[:] = placeholders
-    hosting.choose_cases(config, hosting.cases_of(config, items))
+    if hosting.options_of(config).budget is not None:
+        hosting.choose_cases(config, hosting.cases_of(config, items))
     return result
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
-    return [] if hosting.is_worker(config) else hosting.header_lines(config, hosting.cases_of(config, items))
+    """The header; nothing under -q or where nothing will run, which needs no case."""
+    if hosting.is_worker(config) or config.option.collectonly or config.get_verbosity() < 0:
+        return []
+    with _told():
+        return hosting.header_lines(config, hosting.cases_of(config, items))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -144,15 +150,23 @@ def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None
     config = node.config
     if hosting.DESK in config.stash:
         return
-    try:
+    with _told():
         cases = hosting.cases_among(config, ids)
+        hosting.choose_cases(config, cases)
+        _open_desk(config, cases)
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    shown = reporter is not None and config.get_verbosity() >= 0
+    for line in hosting.header_lines(config, cases) if shown else []:
+        reporter.write_line(line)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A user's mistake as pytest tells one: a line, no traceback."""
+    try:
+        yield
     except GauntletError as error:
         raise pytest.UsageError(str(error)) from None
-    hosting.choose_cases(config, cases)
-    _open_desk(config, cases)
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    for line in hosting.header_lines(config, cases) if reporter is not None else []:
-        reporter.write_line(line)
 
 
 def _open_desk(config: pytest.Config, cases: Sequence[Case]) -> None:
@@ -160,10 +174,7 @@ def _open_desk(config: pytest.Config, cases: Sequence[Case]) -> None:
         return
     from gauntlet.desk import Desk
 
-    try:
-        desk = Desk(hosting.session_of(config), hosting.options_of(config), cases, hosting.warner(config))
-    except GauntletError as error:
-        raise pytest.UsageError(str(error)) from None
+    desk = Desk(hosting.session_of(config), hosting.options_of(config), cases, hosting.warner(config))
     config.stash[hosting.DESK] = desk
     config.pluginmanager.register(_Clerk(config, desk), "gauntlet-clerk")
 
@@ -205,8 +216,9 @@ class _Clerk:
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     """Collection went well: open the desk. Under --plan: print what would run, run nothing."""
     config = session.config
-    if not hosting.is_worker(config):
-        _open_desk(config, hosting.cases_of(config, session.items))
+    if not hosting.is_worker(config) and not config.option.collectonly:
+        with _told():
+            _open_desk(config, hosting.cases_of(config, session.items))
     if config.option.collectonly or session.testsfailed or not config.getoption("gauntlet_plan", None):
         return None
     text = "no test asks for a case: nothing to plan"
@@ -223,8 +235,10 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 @pytest.fixture
 def case(request: pytest.FixtureRequest) -> Case:
     """One case of the chosen suites; a test that asks for it runs once for each."""
-    found: Case = request.param
-    return found
+    try:
+        return hosting.case_named(request.config, request.param)
+    except GauntletError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from gauntlet.expansion import cells, expand, merged, unmatched
 from gauntlet.facts import TaskFacts
 from gauntlet.gates import Verdict, judge
 from gauntlet.options import Options
+from gauntlet.paths import suite_folders
 from gauntlet.pipeline import Context, Outcome, run, victim_key
 from gauntlet.plan import Choice, Plan, make_plan
 from gauntlet.plugin import name_of
@@ -26,7 +27,7 @@ from gauntlet.records import Record, Status
 from gauntlet.registry import Registry
 from gauntlet.settings import changed
 from gauntlet.store import Store
-from gauntlet.suite import Suite, find_suite, read_suite, suite_folders
+from gauntlet.suite import Suite, find_suite, read_suite
 from gauntlet.task import LoadContext, TaskSource
 from gauntlet.weights import OFFLINE
 

@@ -67,8 +67,13 @@ def check_types(cls: type[Any], where: str) -> None:
         raise SettingError(f"{where}: a setting of {cls.__name__} has no type that TOML can write: {problem}") from None
 
 
-def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(cls) if field.init]
+def _fields(cls: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
+    return _initial(cast("Hashable", cls))
+
+
+@cache
+def _initial(cls: Hashable) -> tuple[dataclasses.Field[Any], ...]:
+    return tuple(field for field in dataclasses.fields(cast("type[Any]", cls)) if field.init)
 
 
 def build(cls: type[T], settings: Mapping[str, object], who: str) -> T:
@@ -97,11 +102,16 @@ def values(instance: Any) -> dict[str, Any]:
 
 def changed(instance: Any) -> dict[str, Any]:
     """The settings that differ from their defaults."""
-    fresh = {
-        field.name: _plain(field.default if field.default_factory is dataclasses.MISSING else field.default_factory())
-        for field in _fields(type(instance))
-    }
+    fresh = _defaults(cast("Hashable", type(instance)))
     return {name: value for name, value in values(instance).items() if value != fresh[name]}
+
+
+@cache
+def _defaults(cls: Hashable) -> dict[str, Any]:
+    return {
+        field.name: _plain(field.default if field.default_factory is dataclasses.MISSING else field.default_factory())
+        for field in _fields(cast("type[Any]", cls))
+    }
 
 
 def tag(name: str, settings: Mapping[str, object]) -> str:
@@ -150,6 +160,8 @@ def _legal(schema: Mapping[str, Any], hint: object) -> str:
 
 
 def _plain(value: object) -> Any:
-    if type(value) in (str, int, float, bool):
+    if value is None or type(value) in (str, int, float, bool):
         return value
+    if type(value) in (list, tuple):
+        return [_plain(item) for item in cast("list[object]", value)]
     return json.loads(json.dumps(value, default=str))

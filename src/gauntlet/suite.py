@@ -33,7 +33,6 @@ __all__ = [
     "Thresholds",
     "find_suite",
     "read_suite",
-    "suite_folders",
 ]
 
 
@@ -228,12 +227,6 @@ def _sentence(error: ValidationError) -> str:
 
 def _legal_keys(model: type[BaseModel]) -> list[str]:
     return [name for name in model.model_fields if name != "file"]
-
-
-def suite_folders() -> list[Path]:
-    """Where suites are looked for by name: Gauntlet's own (in a wheel, in a clone), then `bench` where the user is."""
-    package = Path(__file__).parent
-    return [package / "bench", package.parents[1] / "bench", Path.cwd() / "bench"]
 
 
 def find_suite(name: str, folders: Iterable[Path]) -> Path:

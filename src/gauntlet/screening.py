@@ -1,0 +1,82 @@
+"""Input detection as the engine runs it: a threshold from clean images alone, and what the scores are worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gauntlet.defense import InputDetector, Scorer
+from gauntlet.errors import GauntletError
+from gauntlet.guard import Role, acting_as
+from gauntlet.images import chunks, to_float
+from gauntlet.plugin import name_of
+from gauntlet.records import Counts
+from gauntlet.views import DefenderView
+
+__all__ = ["Screen", "above", "auroc", "screen_of", "threshold"]
+
+PART = 1000
+"""Images that a detector gets at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Screen:
+    """A detector at work: an image is flagged when its score lies above the limit."""
+
+    name: str
+    scorer: Scorer
+    limit: float
+    device: torch.device
+
+    def scores(self, images: Tensor) -> Tensor:
+        """float32 [N] on the CPU of uint8 images [N, C, H, W]."""
+        return _scores(self.name, self.scorer, images, self.device)
+
+
+def screen_of(defense: InputDetector, view: DefenderView) -> Screen:
+    """The detector with its threshold from the clean reserve."""
+    name = name_of(defense)
+    with acting_as(Role.DEFENDER):
+        scorer = defense.scorer(view)
+    clean = _scores(name, scorer, view.reserve.images(), view.device)
+    return Screen(name, scorer, threshold(clean, defense.false_positive_rate), view.device)
+
+
+def _scores(name: str, scorer: Scorer, images: Tensor, device: torch.device) -> Tensor:
+    parts = []
+    for part in chunks(len(images), PART):
+        with acting_as(Role.DEFENDER):
+            scores = scorer(to_float(images[part].to(device)))
+        if scores.shape != images[part].shape[:1] or not scores.isfinite().all():
+            raise GauntletError(
+                f"{name} scored {len(images[part])} images with {tuple(scores.shape)} numbers, not all finite; one "
+                "finite number for each image is due"
+            )
+        parts.append(scores.detach().float().cpu())
+    return torch.cat(parts)
+
+
+def threshold(clean: Tensor, rate: float) -> float:
+    """The lowest of the clean scores [N] above which at most `rate` of them lie; a score equal to it is not above."""
+    ordered = clean.sort(descending=True).values
+    return float(ordered[min(int(rate * len(ordered)), len(ordered) - 1)])
+
+
+def above(scores: Tensor, limit: float) -> Counts:
+    """How many scores lie above the limit."""
+    return Counts(hits=int((scores > limit).sum()), n=len(scores))
+
+
+def auroc(clean: Tensor, triggered: Tensor) -> float:
+    """The share of (clean, triggered) pairs in which the triggered one scores higher, ties counted half; NaN without
+    pairs. Mann & Whitney 1947.
+    """
+    if not len(clean) or not len(triggered):
+        return float("nan")
+    from scipy.stats import rankdata  # a second of import, which most runs never need
+
+    ranks = rankdata(torch.cat([triggered, clean]).numpy())
+    wins = ranks[: len(triggered)].sum() - len(triggered) * (len(triggered) + 1) / 2
+    return float(wins / (len(triggered) * len(clean)))
