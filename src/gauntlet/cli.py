@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gauntlet import __version__
+from gauntlet.clock import age
 from gauntlet.errors import GauntletError, SettingError, StoreError
 from gauntlet.options import OPTIONS, options_from
 from gauntlet.paths import default_store
@@ -179,17 +180,16 @@ def _list(chosen: argparse.Namespace) -> int:
 
 
 def _plan(chosen: argparse.Namespace) -> int:
-    from gauntlet.costs import Costs
-    from gauntlet.plan import choose, make_plan, plan_text
+    from gauntlet.plan import choose, plan_text
     from gauntlet.session import open_session
 
     options = options_from(vars(chosen).get)
     session = open_session(options, _warn)
     for warning in session.warnings:
         _warn(warning)
-    plan = make_plan(session.cases, session.context, Costs(session.context, session.facts))
+    plan = session.plan(session.cases)
     choice = None if options.budget is None else choose(plan, options.budget)
-    sys.stdout.write(plan_text(plan, choice) + "\n")
+    sys.stdout.write(plan_text(plan, choice, startup=age()) + "\n")
     return 0
 
 

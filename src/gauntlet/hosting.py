@@ -5,10 +5,10 @@ Light to import, since it is loaded with the plug-in in every project whose envi
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -71,9 +71,10 @@ def session_of(config: pytest.Config) -> Session:
     if _SESSION not in config.stash:
         from gauntlet.session import open_session
 
+        options = options_of(config)
         if is_worker(config):
-            _share_cores(config.workerinput["workercount"])  # type: ignore[attr-defined]
-        config.stash[_SESSION] = open_session(options_of(config), warner(config), _progress(config))
+            options = replace(options, device=_shared_device(options.device, config.workerinput))  # type: ignore[attr-defined]
+        config.stash[_SESSION] = open_session(options, warner(config), _progress(config))
         clear_line(config)
     return config.stash[_SESSION]
 
@@ -97,11 +98,10 @@ def case_named(config: pytest.Config, name: str) -> Case:
     return session.by_id[name]
 
 
-def _share_cores(workers: int) -> None:
-    import torch
+def _shared_device(wish: str, worker: Mapping[str, Any]) -> str:
+    from gauntlet.sharing import share
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // workers))
+    return share(wish, int(str(worker["workerid"]).removeprefix("gw")), int(worker["workercount"]))
 
 
 def warner(config: pytest.Config) -> Callable[[str], None]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gauntlet import hosting
+from gauntlet.clock import age
 from gauntlet.errors import GauntletError
 from gauntlet.judged import Judged
 from gauntlet.options import OPTIONS
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Judged"]
 
 _PROBLEM = pytest.StashKey[str]()
+_WORKERS = pytest.StashKey[int | str]()
+"""What -n asked for, under --plan."""
 _PROPERTY = "gauntlet"
 """The name under which a record travels in a test's user properties."""
 
@@ -67,6 +70,7 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
     """Before pytest-xdist looks: cases of one victim go to one worker, and a plan needs no workers."""
     if config.getoption("numprocesses", None):
         if config.getoption("gauntlet_plan", None):
+            config.stash[_WORKERS] = config.option.numprocesses
             config.option.numprocesses = 0
         elif config.option.dist == "no" and _in_play(config):
             config.option.dist = "loadgroup"
@@ -223,13 +227,21 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         return None
     text = "no test asks for a case: nothing to plan"
     if cases := hosting.cases_of(config, session.items):
-        from gauntlet.plan import plan_text
-
-        text = plan_text(hosting.session_of(config).plan(cases), config.stash.get(hosting.CHOICE, None))
+        text = _plan(config, cases)
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:
         reporter.write_line(f"\n{text}")
     return True
+
+
+def _plan(config: pytest.Config, cases: Sequence[Case]) -> str:
+    from gauntlet.measure import cores
+    from gauntlet.plan import plan_text
+
+    asked = config.stash.get(_WORKERS, 1)
+    workers = asked if isinstance(asked, int) else cores()
+    plan = hosting.session_of(config).plan(cases, workers)
+    return plan_text(plan, config.stash.get(hosting.CHOICE, None), workers=workers, startup=age())
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from gauntlet.errors import GauntletError, NotApplicableError
 from gauntlet.expansion import cells, expand, merged, unmatched
 from gauntlet.facts import TaskFacts
 from gauntlet.gates import Verdict, judge
+from gauntlet.measure import cores
 from gauntlet.options import Options
 from gauntlet.paths import suite_folders
 from gauntlet.pipeline import Context, Outcome, run, victim_key
@@ -57,9 +58,10 @@ class Session:
             self._victims[who] = tuple(victim_key(case, seed, self.context) for seed in case.seeds)
         return self._victims[who]
 
-    def plan(self, cases: Sequence[Case]) -> Plan:
-        """What the cases will cost."""
-        return make_plan(cases, self.context, Costs(self.context, self.facts))
+    def plan(self, cases: Sequence[Case], workers: int = 1) -> Plan:
+        """What the cases will cost in each of so many processes, which share the cores out."""
+        threads = max(1, cores() // workers) if workers > 1 else 0
+        return make_plan(cases, self.context, Costs(self.context, self.facts, threads))
 
     def attempt(self, case: Case, choice: Choice | None = None) -> tuple[Record, Exception | None]:
         """Run the case, unless the budget left it out, and judge it: its record, and the error that stopped it."""
