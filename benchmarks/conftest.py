@@ -1,4 +1,5 @@
-"""Benchmarks: `duel` times ours and theirs in turns in one run; the table at the end is what docs/benchmarks.md quotes.
+"""Benchmarks: `duel` times ours and theirs in turns in one run, `within` one thing against a limit; docs/benchmarks.md
+quotes the tables at the end.
 
 Results are compared before anything is timed. Speed is never asserted.
 """
@@ -18,6 +19,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from tabulate import tabulate
 
+from gauntlet.compute import keep_freed_memory
 from gauntlet.dataset import TaskData, prepare
 from gauntlet.registry import Registry
 from gauntlet.store import Store
@@ -27,8 +29,10 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT / "../shared/data"
 
 _DUELS = pytest.StashKey[list[list[str]]]()
+_LIMITS = pytest.StashKey[list[list[str]]]()
 
 Duel = Callable[..., float]
+Within = Callable[..., None]
 
 
 @pytest.fixture
@@ -68,30 +72,52 @@ def duel(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Duel:
     return run
 
 
+@pytest.fixture
+def within(request: pytest.FixtureRequest) -> Within:
+    """Note a measured amount beside the most that it should be: within(found, limit, "s")."""
+
+    def note(found: float, limit: float, unit: str) -> None:
+        rows = request.config.stash.setdefault(_LIMITS, [])
+        rows.append([request.node.name, f"{found:.3g} {unit}", f"{limit:g} {unit}"])
+
+    return note
+
+
+@pytest.fixture(scope="session", autouse=True)
+def as_in_the_bench() -> None:
+    """Freed memory is kept, as in every session of the bench."""
+    keep_freed_memory()
+
+
 @pytest.fixture(scope="session")
-def mnist(tmp_path_factory: pytest.TempPathFactory) -> TaskData:
+def mnist(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> TaskData:
     """MNIST from ../shared/data, from the folder that GAUNTLET_DATA names, or downloaded."""
-    return _prepared("mnist", tmp_path_factory.mktemp("store"))
+    return _prepared("mnist", tmp_path_factory.mktemp("store"), data_folder)
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> TaskData:
+def digits(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> TaskData:
     """The embedded digits."""
-    return _prepared("digits", tmp_path_factory.mktemp("store"))
+    return _prepared("digits", tmp_path_factory.mktemp("store"), data_folder)
 
 
 @pytest.fixture(scope="session")
-def cifar10(tmp_path_factory: pytest.TempPathFactory) -> TaskData:
+def cifar10(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> TaskData:
     """CIFAR-10 as Parquet from ../shared/data or the folder that GAUNTLET_DATA names; skips without it."""
-    folder = Path(os.environ.get("GAUNTLET_DATA", SHARED)) / "cifar10"
+    folder = data_folder / "cifar10"
     if not folder.is_dir():
         pytest.skip(f"no CIFAR-10 in {folder}")
-    return _prepared(f"parquet:{folder}", tmp_path_factory.mktemp("store"))
+    return _prepared(f"parquet:{folder}", tmp_path_factory.mktemp("store"), data_folder)
 
 
-def _prepared(name: str, store: Path) -> TaskData:
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Where the data sets lie: what GAUNTLET_DATA names, or ../shared/data."""
     named = os.environ.get("GAUNTLET_DATA")
-    folder = Path(named) if named else SHARED
+    return Path(named) if named else SHARED
+
+
+def _prepared(name: str, store: Path, folder: Path) -> TaskData:
     load = LoadContext(folder, offline=True) if folder.is_dir() else LoadContext(store / "data")
     return prepare(Registry.discover().task(name), name, Store(store, _fail), load)
 
@@ -102,11 +128,15 @@ def _fail(warning: str) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The ratios, and the machine that they were measured on."""
-    rows = config.stash.get(_DUELS, [])
-    if rows:
-        terminalreporter.section("ratios (medians, in turns)")
-        headers = ("work", "ours, s", "against", "theirs, s", "ratio", "goal")
-        terminalreporter.write_line(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True))
+    duels, limits = config.stash.get(_DUELS, []), config.stash.get(_LIMITS, [])
+    for title, headers, rows in (
+        ("ratios (medians, in turns)", ("work", "ours, s", "against", "theirs, s", "ratio", "goal"), duels),
+        ("amounts", ("work", "measured", "at most"), limits),
+    ):
+        if rows:
+            terminalreporter.section(title)
+            terminalreporter.write_line(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True))
+    if duels or limits:
         terminalreporter.write_line(
             f"\n{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
             f"Python {platform.python_version()}, torch {torch.__version__}"

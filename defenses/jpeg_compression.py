@@ -1,4 +1,4 @@
-"""JPEG compression: every image through a real JPEG file and back."""
+"""JPEG compression: every image as a JPEG file would give it back."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from gauntlet.defense import Preprocessing
 from gauntlet.images import Images
-from gauntlet.maths.jpeg import jpeg_round_trip
+from gauntlet.maths.jpeg import jpeg_levels, jpeg_round_trip
 from gauntlet.plugin import defense
 
 __all__ = ["JpegCompression"]
@@ -29,3 +30,6 @@ class JpegCompression(Preprocessing):
 
     def transform(self, images: Images, generator: torch.Generator) -> Images:  # noqa: ARG002
         return jpeg_round_trip(images, self.quality)
+
+    def transform_levels(self, levels: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        return jpeg_levels(levels, self.quality)

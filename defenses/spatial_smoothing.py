@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from gauntlet.defense import Preprocessing
 from gauntlet.errors import SettingError
 from gauntlet.facts import TaskFacts
 from gauntlet.images import Images
-from gauntlet.maths.median import median_filter
+from gauntlet.maths.median import median_filter, median_levels
 from gauntlet.plugin import defense
 from gauntlet.settings import Count
 
@@ -37,3 +38,6 @@ class SpatialSmoothing(Preprocessing):
 
     def transform(self, images: Images, generator: torch.Generator) -> Images:  # noqa: ARG002
         return median_filter(images, self.window)
+
+    def transform_levels(self, levels: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        return median_levels(levels, self.window)

@@ -130,11 +130,18 @@ class Preprocessing(Defense):
         """float [N, C, H, W] in [0, 1] to the same, any device; random draws come from `generator`."""
         raise NotImplementedError
 
+    def transform_levels(self, levels: Tensor, generator: torch.Generator) -> Tensor:
+        """`transform` of images of 8 bits, uint8 [N, C, H, W] to uint8: what the engine asks for.
+
+        Override it, with the same result, where a transform can do without the way through floats.
+        """
+        return to_uint8(self.transform(to_float(levels), generator))
+
     def transform_training(self, training: ImageSet, generator: torch.Generator) -> ImageSet:
         """The training set that apply_fit trains on; by default every image transformed, rounded to 8 bits."""
         images = training.images()
         for part in chunks(len(images), 4096):
-            images[part] = to_uint8(self.transform(to_float(images[part]), generator))
+            images[part] = self.transform_levels(images[part], generator)
         return ImageSet.of(images, training.labels)
 
 
@@ -142,8 +149,9 @@ class Preprocessing(Defense):
 class InputDetector(Defense):
     """Judges each input at test time and rejects what it flags.
 
-    The engine takes the threshold from the clean reserve alone: at most a share `false_positive_rate` of it scores
-    above (trap T17). The scorer judges every image by itself, whatever else is in the batch.
+    The engine takes the threshold from clean images alone, those of the reserve that the scorer hasn't seen: at most a
+    share `false_positive_rate` of them scores above (trap T17). The scorer judges every image by itself, whatever else
+    is in the batch.
     """
 
     stage: ClassVar[Stage] = Stage.INPUT_DETECTOR
@@ -151,8 +159,12 @@ class InputDetector(Defense):
 
     false_positive_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
+    def learns_from(self, reserve: int) -> int:
+        """How many of `reserve` clean images, fewer than all, the scorer is made from; the rest sets the threshold."""
+        return reserve // 2
+
     def scorer(self, view: DefenderView) -> Scorer:
-        """What judges the inputs."""
+        """What judges the inputs; view.reserve holds the images that `learns_from` asks for."""
         raise NotImplementedError
 
 

@@ -68,12 +68,12 @@ class ImageSet:
         """uint8 [n, C, H, W] of the selected positions (all without an index)."""
         rows = self.rows if index is None else self.rows[index]
         size = len(self.base)
+        # index_select copies whole images: many times faster than indexing with a tensor.
         if not len(self.changed):
-            return self.base[rows]
-        batch = self.base[rows.clamp(max=size - 1)]
-        is_changed = rows >= size
-        batch[is_changed] = self.changed[rows[is_changed] - size]
-        return batch
+            return self.base.index_select(0, rows)
+        batch = self.base.index_select(0, rows.clamp(max=size - 1))
+        places = (rows >= size).nonzero().flatten()
+        return batch.index_copy_(0, places, self.changed.index_select(0, rows[places] - size))
 
     def subset(self, index: Tensor) -> ImageSet:
         """The positions that an index or a boolean mask selects; shares the base."""

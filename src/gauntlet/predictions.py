@@ -15,10 +15,11 @@ __all__ = ["gather"]
 
 
 def gather(records: Sequence[Record], store: Store, folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """Write folder/predictions.parquet: columns case, seed, set, index, label, wanted (-1: none), predicted.
+    """Write folder/predictions.parquet.
 
-    set is `clean` or a backdoor's name; index counts the test images. None when no record has a score; a score whose
-    predictions are no longer in the store is left out, and warn says how many there are.
+    Columns: case, seed, set (`clean` or a backdoor's name), index (counts the test images), label, wanted (-1: none),
+    predicted, suspicion and flagged (an input detector's, null without one). None when no record has a score; a score
+    whose predictions are no longer in the store is left out, and warn says how many there are.
     """
     import pyarrow as pa
     from pyarrow import parquet

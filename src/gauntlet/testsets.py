@@ -34,9 +34,9 @@ def preprocessed(defense: Preprocessing, images: Tensor, generator: torch.Genera
     """uint8 test images as the defended network gets to see them."""
     shown = torch.empty_like(images)
     for part in chunks(len(images), PART):
-        given = to_float(images[part].to(device))
+        given = images[part].to(device)
         with acting_as(Role.DEFENDER):
-            shown[part] = to_uint8(defense.transform(given, generator)).cpu()
+            shown[part] = defense.transform_levels(given, generator).cpu()
     return shown
 
 

@@ -54,6 +54,18 @@ def test_every_transform_keeps_the_contract(defense: Preprocessing, shape: tuple
     assert not len(images) or not torch.equal(changed, images)
 
 
+@pytest.mark.parametrize("shape", [(6, 1, 28, 28), (6, 3, 32, 20), (0, 1, 8, 8)])
+@pytest.mark.parametrize("defense", ALL, ids=repr)
+def test_images_of_8_bits_are_transformed_alike(defense: Preprocessing, shape: tuple[int, ...]) -> None:
+    levels = to_uint8(some_images(*shape))
+    before = levels.clone()
+    changed = defense.transform_levels(levels, seeded())
+
+    assert changed.dtype == torch.uint8
+    assert torch.equal(changed, to_uint8(defense.transform(to_float(levels), seeded())))
+    assert torch.equal(levels, before)
+
+
 @pytest.mark.parametrize("defense", ALL, ids=repr)
 def test_apply_fit_changes_every_training_image_and_no_label(defense: Preprocessing) -> None:
     training = some_training()

@@ -1,97 +1,100 @@
-"""A real JPEG round trip through libjpeg."""
+"""A JPEG round trip as libjpeg computes it, on tensors: only the lossless entropy coding is left out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
+from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from gauntlet.images import Images, chunks, to_float, to_uint8
+from gauntlet.images import Images, chunks, to_uint8
+from gauntlet.maths.dct import BLOCK, BlockCoder
+from gauntlet.maths.ycc import double, halve, to_rgb, to_ycc
 
-__all__ = ["jpeg_round_trip"]
+__all__ = ["jpeg_levels", "jpeg_round_trip"]
 
-_BLOCK = 8
-_MAX_ROWS = 65_500
-_STRIP_PIXELS = 1 << 19
+_CACHED = 1 << 18
+"""Values at a time on a CPU: what its caches hold with all that is made of them."""
+_LAUNCHED = 1 << 24
+"""The same on an accelerator, where a step must be worth its launch."""
+
+_LUMINANCE = [
+    [16, 11, 10, 16, 24, 40, 51, 61],
+    [12, 12, 14, 19, 26, 58, 60, 55],
+    [14, 13, 16, 24, 40, 57, 69, 56],
+    [14, 17, 22, 29, 51, 87, 80, 62],
+    [18, 22, 37, 56, 68, 109, 103, 77],
+    [24, 35, 55, 64, 81, 104, 113, 92],
+    [49, 64, 78, 87, 103, 121, 120, 101],
+    [72, 92, 95, 98, 112, 100, 103, 99],
+]
+_CHROMINANCE = [
+    [17, 18, 24, 47, 99, 99, 99, 99],
+    [18, 21, 26, 66, 99, 99, 99, 99],
+    [24, 26, 56, 99, 99, 99, 99, 99],
+    [47, 66, 99, 99, 99, 99, 99, 99],
+    *[[99] * 8] * 4,
+]
+"""ITU-T T.81, tables K.1 and K.2."""
 
 
 def jpeg_round_trip(images: Tensor, quality: int) -> Images:
     """Every image compressed to JPEG and read back: what a decoded image file of that quality holds.
 
-    images: uint8, or float in [0, 1] that is rounded to 8 bits first, [N, C, H, W], any device; the result is float
-    [N, C, H, W] in [0, 1] on the same device. Three channels are coded as one RGB file, with libjpeg's halved chroma;
-    any other number as one grayscale file a channel. quality: 1 (worst) to 100, ValueError outside. Equal bit for bit
-    to saving and opening each image with Pillow. Runs in torch's number of threads.
+    images: float in [0, 1], rounded to 8 bits first, [N, C, H, W], any device; the result is the same on the same
+    device. Three channels are coded as one RGB file, with libjpeg's halved chroma; any other number as one grayscale
+    file a channel. quality: 1 (worst) to 100, ValueError outside. Equal bit for bit, on every device, to saving and
+    opening each image with Pillow and its libjpeg-turbo.
     """
+    code = _coder(quality, images.device)
+    result = torch.empty(images.shape, device=images.device)
+    for part in _parts(images):
+        result[part].copy_(code(to_uint8(images[part]))).div_(255)
+    return result
+
+
+def jpeg_levels(levels: Tensor, quality: int) -> Tensor:
+    """The same of 8-bit images, uint8 [N, C, H, W] to uint8."""
+    code = _coder(quality, levels.device)
+    result = torch.empty_like(levels, memory_format=torch.contiguous_format)
+    for part in _parts(levels):
+        result[part] = code(levels[part])
+    return result
+
+
+def _coder(quality: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What codes uint8 images [n, C, H, W] of a device."""
     if not 1 <= quality <= 100:
         raise ValueError(f"a JPEG quality of {quality} doesn't exist; legal: 1 to 100")
-    levels = (images if images.dtype == torch.uint8 else to_uint8(images)).cpu()
-    if not levels.numel():
-        decoded = levels
-    elif levels.shape[1] == 3:
-        decoded = _colour(levels, quality)
-    else:
-        decoded = _grayscale(levels.flatten(0, 1), quality).view(levels.shape)
-    return to_float(decoded.to(images.device))
+    luminance, chrominance = (BlockCoder.of(_table(base, quality).to(device)) for base in (_LUMINANCE, _CHROMINANCE))
+
+    def code(levels: Tensor) -> Tensor:
+        if levels.shape[1] == 3:
+            return _colour(levels, luminance, chrominance)
+        return luminance.code(levels.flatten(0, 1)).view(levels.shape)
+
+    return code
 
 
-def _colour(images: Tensor, quality: int) -> Tensor:
-    """uint8 [N, 3, H, W] to the same, one file an image: chroma is interpolated across blocks, so none may touch."""
-    decoded = torch.empty(images.permute(0, 2, 3, 1).shape, dtype=torch.uint8)
-    source, target = images.permute(0, 2, 3, 1).contiguous().numpy(), decoded.numpy()
-
-    def code(part: slice) -> None:
-        for index in range(part.start, part.stop):
-            target[index] = _code(source[index], quality)
-
-    _spread(code, list(chunks(len(images), 64)))
-    return decoded.permute(0, 3, 1, 2)
+def _parts(images: Tensor) -> Iterator[slice]:
+    """As many images at a time as the caches hold; none of images without a pixel."""
+    budget = _CACHED if images.device.type == "cpu" else _LAUNCHED
+    return chunks(len(images), max(1, budget // images[0].numel())) if images.numel() else iter(())
 
 
-def _grayscale(planes: Tensor, quality: int) -> Tensor:
-    """uint8 [P, H, W] to the same, many planes a file.
-
-    In a grayscale JPEG every 8x8 block is coded by itself, so planes stacked at multiples of 8 come out as they would
-    alone; libjpeg fills an image's last blocks by repeating its edge, and so does this.
-    """
-    count, height, width = planes.shape
-    rows, columns = _filled(height), _filled(width)
-    decoded = torch.empty_like(planes, memory_format=torch.contiguous_format)
-
-    def code(part: slice) -> None:
-        strip = planes[part][:, rows][:, :, columns]
-        levels = _code(strip.reshape(-1, len(columns)).numpy(), quality)
-        decoded[part] = torch.from_numpy(levels).view(strip.shape)[:, :height, :width]
-
-    size = max(1, min(_MAX_ROWS // len(rows), _STRIP_PIXELS // (len(rows) * len(columns))))
-    _spread(code, list(chunks(count, size)))
-    return decoded
+def _colour(images: Tensor, luminance: BlockCoder, chrominance: BlockCoder) -> Tensor:
+    """uint8 RGB [N, 3, H, W] to the same."""
+    height, width = images.shape[2:]
+    planes = to_ycc(images)
+    chroma = halve(planes[1:].flatten(0, 1), BLOCK)
+    # Only real columns of the halved chroma are doubled: what filled its last block up isn't in the file's picture.
+    chroma = double(chrominance.code(chroma)[:, :, : -(-width // 2)])[:, :height, :width]
+    planes[1:] = chroma.view(planes[1:].shape)
+    planes[0] = luminance.code(planes[0])
+    return to_rgb(planes)
 
 
-def _filled(size: int) -> Tensor:
-    """The source index of each position when an axis is filled up to whole blocks with its last value."""
-    return torch.arange(-(-size // _BLOCK) * _BLOCK).clamp(max=size - 1)
-
-
-def _code(levels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    file = BytesIO()
-    Image.fromarray(levels).save(file, format="JPEG", quality=quality)
-    with Image.open(file) as image:
-        return np.array(image)
-
-
-def _spread(work: Callable[[slice], None], parts: list[slice]) -> None:
-    """Run `work` on every part, in torch's number of threads: libjpeg runs outside the interpreter's lock."""
-    threads = min(torch.get_num_threads(), len(parts))
-    if threads == 1:
-        for part in parts:
-            work(part)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, parts))
+def _table(base: list[list[int]], quality: int) -> Tensor:
+    """int64 [8, 8]: the divisors that libjpeg's quality scale makes of a table (baseline: 8 bits)."""
+    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
+    return ((torch.tensor(base) * percent + 50) // 100).clamp_(1, 255)

@@ -2,64 +2,98 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from gauntlet.images import Images, chunks, to_float, to_uint8
+from gauntlet.images import Images, chunks
 
-__all__ = ["median_filter"]
+__all__ = ["median_filter", "median_levels"]
 
-_CACHED = 1 << 17
+_CACHED = 1 << 18
 """Padded values at a time on a CPU: what its caches hold beside the passes' results."""
 _LAUNCHED = 1 << 22
 """The same on an accelerator, where a pass must be worth its launch."""
 
 
-def median_filter(images: Tensor, window: int) -> Images:
+def median_filter(images: Images, window: int) -> Images:
     """Each value becomes the median of the window x window values around it, channel by channel.
 
-    images: uint8 or float [N, C, H, W], any device; the result is float [N, C, H, W] in [0, 1]. Equal bit for bit to
+    images: float [N, C, H, W], any device; the result is float [N, C, H, W]. Equal bit for bit to
     `scipy.ndimage.median_filter(size=(1, 1, window, window), mode="reflect")`: beyond a border the image is mirrored
     with its edge repeated, an even window reaches one pixel further up and left, and of its two middle values the
     larger is taken. ValueError for a window below 1.
     """
+    filtered = torch.empty(images.shape, device=images.device)
+    for part in _parts(images, window):
+        result = filtered[part]
+        values = _filter(_as_levels(images[part], result), window)
+        result.copy_(values)
+        if values.dtype == torch.uint8:
+            result.div_(255)
+    return filtered
+
+
+def median_levels(levels: Tensor, window: int) -> Tensor:
+    """The same of 8-bit images, uint8 [N, C, H, W] to uint8, in a third of the time: a median only compares."""
+    filtered = torch.empty_like(levels, memory_format=torch.contiguous_format)
+    for part in _parts(levels, window):
+        filtered[part] = _filter(levels[part], window)
+    return filtered
+
+
+def _parts(images: Tensor, window: int) -> Iterator[slice]:
+    """As many images at a time as the caches hold."""
     if window < 1:
         raise ValueError(f"a median window of {window} is empty; legal: from 1")
     _, channels, height, width = images.shape
     padded = channels * (height + window - 1) * (width + window - 1)
     budget = _CACHED if images.device.type == "cpu" else _LAUNCHED
-    filtered = torch.empty(images.shape, device=images.device)
-    for part in chunks(len(images), max(1, budget // padded)):
-        values = _filter(_as_levels(images[part]), window)
-        filtered[part] = to_float(values) if values.dtype == torch.uint8 else values
-    return filtered
+    return chunks(len(images), max(1, budget // padded))
 
 
-def _as_levels(images: Tensor) -> Tensor:
-    """The same images as uint8 where they are of 8 bits: a median only compares, and bytes compare 4 times faster."""
+def _as_levels(images: Tensor, scratch: Tensor) -> Tensor:
+    """The same images as uint8 where they are of 8 bits: a median only compares, and bytes compare 4 times faster.
+
+    scratch: float32 of the images' shape, overwritten: fresh memory would cost more than the arithmetic.
+    """
     if images.dtype != torch.float32:
         return images
-    levels = to_uint8(images)
-    return levels if torch.equal(to_float(levels), images) else images
+    levels = torch.mul(images, 255, out=scratch).round_().to(torch.uint8)
+    # torch.equal would run in one thread.
+    return levels if scratch.copy_(levels).div_(255).sub_(images).abs_().amax() == 0 else images
 
 
 def _filter(images: Tensor, window: int) -> Tensor:
     if not images.numel() or window == 1:
         return images
     height, width = images.shape[2:]
-    rows = _mirrored(height, window, images.device)
-    columns = _mirrored(width, window, images.device)
-    padded = images.index_select(2, rows).index_select(3, columns)
+    padded = _padded(images, window)
     # One flat buffer: a shift by a row or a column is an offset, so each pass is one contiguous vector operation. What
     # wraps around an edge lands in the padding, which is cut off.
-    flat = padded.reshape(-1)
-    medians = _median_3x3(flat, len(columns)) if window == 3 else _median(flat, len(columns), window)
+    flat, row = padded.view(-1), padded.shape[3]
+    medians = _median_3x3(flat, row) if window == 3 else _median(flat, row, window)
     whole = flat.new_empty(flat.shape)
     whole[: len(medians)] = medians
     return whole.view(padded.shape)[:, :, :height, :width]
+
+
+def _padded(images: Tensor, window: int) -> Tensor:
+    """[N, C, H + window - 1, W + window - 1]: what the windows around every pixel see."""
+    count, channels, height, width = images.shape
+    before, more = window // 2, window - 1
+    rows, columns = (_mirrored(size, window, images.device) for size in (height, width))
+    padded = images.new_empty(count, channels, height + more, width + more)
+    inside = padded[:, :, before : before + height]
+    inside[..., before : before + width] = images
+    for edge in (slice(0, before), slice(before + width, None)):
+        inside[..., edge] = images[..., columns[edge]]
+    for edge in (slice(0, before), slice(before + height, None)):
+        padded[:, :, edge] = inside[:, :, rows[edge]]
+    return padded
 
 
 def _mirrored(size: int, window: int, device: torch.device) -> Tensor:

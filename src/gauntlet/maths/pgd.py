@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gauntlet.images import Images, chunks
+from gauntlet.maths.thin import thin_gradients
 
 __all__ = ["Norm", "pgd", "project", "random_perturbation"]
 
@@ -49,14 +50,15 @@ def pgd(
     if random_start:
         points = (points + random_perturbation(points, norm, eps, generator)).clamp_(0, 1)
     moved = torch.empty_like(points)
-    for part in chunks(len(points), batch):
-        here, centre = points[part], images[part]
-        for _ in range(iterations):
-            gradient = _loss_gradient(network, here, labels[part])
-            there = (here + _steepest(here, -gradient if targeted else gradient, norm, step)).clamp_(0, 1)
-            # The box contains the centre, so shrinking towards it doesn't leave the box again, but for rounding.
-            here = (centre + project(there - centre, norm, eps)).clamp_(0, 1)
-        moved[part] = here
+    with thin_gradients(network):
+        for part in chunks(len(points), batch):
+            here, centre = points[part], images[part]
+            for _ in range(iterations):
+                gradient = _loss_gradient(network, here, labels[part])
+                there = (here + _steepest(here, -gradient if targeted else gradient, norm, step)).clamp_(0, 1)
+                # The box contains the centre, so shrinking towards it doesn't leave the box again, but for rounding.
+                here = (centre + project(there - centre, norm, eps)).clamp_(0, 1)
+            moved[part] = here
     return moved
 
 

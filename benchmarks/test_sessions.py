@@ -1,0 +1,132 @@
+"""Whole commands as a user types them: collecting, listing, a second run, two workers, and what the plan foretold."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+SUITE = """
+tasks = ["digits"]
+seeds = {seeds}
+architectures = ["{architecture}"]
+attacks = [{{ name = "badnets", poison_ratio = {ratios} }}]
+defenses = [{defenses}]
+[recipe]
+epochs = {epochs}
+batch_size = 64
+[thresholds]
+min_undefended_asr = 0
+collapse = 0
+"""
+FLOOR = """
+import pytest
+
+@pytest.fixture
+def outcome(request):
+    return request.param
+
+@pytest.mark.parametrize("outcome", range({count}), ids=str, indirect=True)
+def test_case(outcome):
+    pass
+"""
+ROUNDS = 5
+
+
+class Project:
+    """A folder with a suite and the usual test of it."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        defaults = {"seeds": [0], "architecture": "shallow_net", "epochs": 0.2, "defenses": ""}
+        self.folder = folder
+        (folder / "suite.toml").write_text(SUITE.format(**defaults | settings), encoding="utf-8")
+        (folder / "test_bench.py").write_text("def test_case(outcome):\n    outcome.check()\n", encoding="utf-8")
+        (folder / "pyproject.toml").write_text("[tool.pytest]\nstrict = true\n", encoding="utf-8")
+
+    def run(self, *arguments: str, store: str = "store") -> tuple[float, str]:
+        """Seconds and output of a run of the suite."""
+        return timed(
+            [sys.executable, "-m", "pytest", "--suite=suite.toml", f"--store={store}", "-q", *arguments], self.folder
+        )
+
+
+def timed(command: Sequence[str], folder: Path) -> tuple[float, str]:
+    begun = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - begun
+    assert done.returncode == 0, done.stdout + done.stderr
+    return seconds, done.stdout
+
+
+def ratios(count: int) -> list[float]:
+    return [round(0.01 + 0.001 * number, 4) for number in range(count)]
+
+
+def qualities(count: int) -> str:
+    return f'{{ name = "jpeg_compression", quality = {list(range(1, count + 1))} }}'
+
+
+def floor(count: int, folder: Path, *arguments: str) -> float:
+    """Seconds that pytest takes for as many tests that do nothing."""
+    (folder / "test_floor.py").write_text(FLOOR.format(count=count), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:gauntlet.pytest_plugin", "test_floor.py", *arguments]
+    return median(timed(command, folder)[0] for _ in range(ROUNDS))
+
+
+def test_collecting_10000_cases(tmp_path: Path, within: Any) -> None:
+    """As pytest itself tells: without the start of Python."""
+    project = Project(tmp_path, ratios=ratios(100), defenses=qualities(99))
+    _, first = project.run("--collect-only")
+    assert "10000 tests collected" in first
+    found = []
+    for _ in range(ROUNDS):
+        _, text = project.run("--collect-only")
+        found.append(float(re.findall(r"10000 tests collected in ([\d.]+)s", text)[0]))
+    within(median(found), 2.0, "s")
+
+
+@pytest.mark.parametrize("arguments", ["list", "--help"])
+def test_the_command(arguments: str, tmp_path: Path, within: Any) -> None:
+    command = [str(Path(sys.executable).with_name("gauntlet")), *arguments.split()]
+    timed(command, tmp_path)
+    within(median(timed(command, tmp_path)[0] for _ in range(ROUNDS)), 0.5, "s")
+
+
+def test_a_second_run_of_500_cases(tmp_path: Path, within: Any) -> None:
+    """Without pytest's own time for 500 tests."""
+    project = Project(tmp_path, ratios=ratios(10), defenses=qualities(49))
+    assert "500 passed" in project.run()[1]
+    seconds = median(project.run()[0] for _ in range(ROUNDS))
+    within(seconds - floor(500, tmp_path), 5.0, "s")
+
+
+def test_two_workers(tmp_path: Path, duel: Any) -> None:
+    """Independent cases, each from an empty store; le_net, whose victims take seconds."""
+    project = Project(tmp_path, ratios=ratios(12), architecture="le_net", epochs=6)
+    stores = iter(range(1000))
+
+    def run(workers: str) -> None:
+        assert "12 passed" in project.run("-n", workers, store=f"store{next(stores)}")[1]
+
+    run("0")
+    duel(lambda: run("2"), lambda: run("0"), goal=1.7, against="one process of two threads", warmup=False)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_plan_comes_true(workers: str, tmp_path: Path, within: Any) -> None:
+    """After one run of other seeds: the larger of foretold over real and real over foretold."""
+    defenses = '"clean_retrain", "fine_tuning", "spatial_smoothing", "jpeg_compression"'
+    project = Project(tmp_path, ratios=ratios(3), architecture="simple_cnn", epochs=12, defenses=defenses, seeds=[0, 1])
+    project.run("-n", workers)
+    _, text = project.run("--plan", "-n", workers, "--seeds", "5,6,7")
+    amount, unit = re.findall(r"about ([\d.]+) (s|min) to go", text)[0]
+    foretold = float(amount) * {"s": 1, "min": 60}[unit]
+    real, _ = project.run("-n", workers, "--seeds", "5,6,7")
+    within(max(foretold / real, real / foretold), 1.5, "x")

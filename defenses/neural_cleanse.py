@@ -1,0 +1,99 @@
+"""Neural Cleanse: seeks the smallest trigger of every class; one that is far too small betrays a backdoor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from gauntlet.defense import Inspection, ModelVerdict
+from gauntlet.images import ImageSet, to_float, to_uint8
+from gauntlet.maths.inversion import Inverted, Search, anomaly_index, invert
+from gauntlet.network import Network
+from gauntlet.plugin import defense
+from gauntlet.precision import resolve
+from gauntlet.recipe import Recipe
+from gauntlet.settings import Count, Fraction, Positive
+from gauntlet.views import DefenderView
+
+__all__ = ["NeuralCleanse"]
+
+
+@defense
+@dataclass(frozen=True)
+class NeuralCleanse(ModelVerdict):
+    """Calls a class a target when its trigger is small beyond `max_index` deviations, and unlearns what it found.
+
+    Wang et al. 2019, IEEE S&P. A class's anomaly is the paper's index with a sign: positive for a mask below the median
+    norm, since only those are suspect. `steps` of Adam on `batch_size` images of the clean reserve seek all classes'
+    triggers together (`gauntlet.maths.inversion`). `repair` trains a flagged victim on with the reserve, a share
+    `stamped` of it under the triggers of the suspects, in turn, and every image under its true label; as fine_tuning's,
+    the budget is counted in epochs, since the paper's single one would be one step on a reserve of 100 images.
+    """
+
+    needs_reserve: ClassVar[bool] = True
+    cost: ClassVar[float] = 2.0
+
+    steps: Count = 500
+    batch_size: Count = 32
+    learning_rate: Positive = 0.1
+    mask_cost: Positive = 1e-3
+    success: Fraction = 0.98
+    patience: Count = 10
+    max_index: Positive = 2.0
+    repair: bool = True
+    stamped: Fraction = 0.2
+    epochs: Positive = 50.0
+    repair_rate: Positive = 0.01
+
+    def inspect(self, view: DefenderView) -> Inspection:
+        reserve = to_float(view.reserve.images().to(view.device))
+        search = Search(
+            steps=self.steps,
+            batch=self.batch_size,
+            learning_rate=self.learning_rate,
+            cost=self.mask_cost,
+            success=self.success,
+            patience=self.patience,
+        )
+        found = invert(
+            view.victim,
+            reserve,
+            torch.arange(view.facts.classes, device=view.device),
+            search,
+            generator=view.generator("inversion"),
+            dtype=resolve(view.recipe, view.victim, view.facts.shape, view.device),
+        )
+        anomaly = anomaly_index(found.norms).cpu()
+        suspects = tuple((anomaly > self.max_index).nonzero().flatten().tolist())
+        network = self._unlearnt(view, found, suspects) if self.repair and suspects else None
+        return Inspection(anomaly, suspects, network, found.patterns.cpu(), found.masks.cpu())
+
+    def _unlearnt(self, view: DefenderView, found: Inverted, suspects: Sequence[int]) -> Network:
+        images = stamped(view.reserve, found, suspects, self.stamped, view.generator("unlearning"))
+        recipe = Recipe(
+            epochs=self.epochs,
+            batch_size=256,
+            optimizer="sgd",
+            learning_rate=self.repair_rate,
+            momentum=0.9,
+            weight_decay=5e-4,
+            augmentation=view.recipe.augmentation,
+            crop_padding=view.recipe.crop_padding,
+            precision=view.recipe.precision,
+        )
+        return view.tools.train(images, "unlearning", recipe=recipe, network=view.victim)
+
+
+def stamped(
+    reserve: ImageSet, found: Inverted, suspects: Sequence[int], share: float, generator: torch.Generator
+) -> ImageSet:
+    """The reserve with a random `share` of it, at least an image, under the suspects' triggers in turn; true labels."""
+    count = max(1, round(share * len(reserve)))
+    chosen = torch.randperm(len(reserve), generator=generator)[:count]
+    which = torch.tensor(suspects)[torch.arange(count) % len(suspects)]
+    masks, patterns = found.masks.cpu()[which], found.patterns.cpu()[which]
+    images = to_float(reserve.images(chosen)).lerp(patterns, masks)
+    return reserve.replaced(chosen, to_uint8(images), reserve.labels[chosen])
