@@ -21,7 +21,7 @@ from gauntlet.errors import DivergedError, SettingError
 from gauntlet.images import ImageSet, to_float
 from gauntlet.network import Network
 from gauntlet.objective import Batch, CrossEntropy, Objective
-from gauntlet.precision import flops_per_image, resolve
+from gauntlet.precision import describe_precision, flops_per_image, resolve
 from gauntlet.recipe import Recipe
 from gauntlet.settings import build
 from gauntlet.training import EpochLog, fit, logits, predict, stratified_split
@@ -188,10 +188,41 @@ def test_weight_decay_pulls_towards_zero() -> None:
     assert slope.moves == pytest.approx([first, 0.1 * (1 + 0.5 * (1 - first))], rel=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad", "rmsprop"])
+def test_muon_moves_hidden_weights_and_adam_the_rest() -> None:
+    model, slope = network(norm=True), Slope()
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    settings: dict[str, Any] = {"optimizer": "muon", "learning_rate": 0.5, "rest_rate": 0.01, "weight_decay": 0.1}
+    train(model, stripes(60), objective=_Both(slope), epochs=1, batch_size=60, **settings)
+    assert slope.moves == pytest.approx([0.01], rel=1e-3)
+    moved = {name: value.detach() - before[name] for name, value in model.named_parameters()}
+    change = moved["body.dense.weight"] + 0.5 * 0.1 * before["body.dense.weight"]
+    values = torch.linalg.svdvals(change / 0.5)
+    assert float(values.max()) < 1.25
+    assert float(values.norm()) > 0.6
+    for name in ("body.output.bias", "body.norm.weight", "body.output.weight"):
+        assert float(moved[name].abs().max()) == pytest.approx(0.01, rel=0.1)
+
+
+class _Both(CrossEntropy):
+    """Cross-entropy, and the slope beside it."""
+
+    def __init__(self, slope: Slope) -> None:
+        super().__init__()
+        object.__setattr__(self, "slope", slope)
+
+    slope: Slope
+
+    def modules(self) -> list[nn.Module]:
+        return self.slope.modules()
+
+    def loss(self, network: Network, batch: Batch) -> Tensor:
+        return super().loss(network, batch) + self.slope.loss(network, batch)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad", "rmsprop", "muon"])
 def test_each_optimizer_learns(optimizer: str) -> None:
     model, images = network(), stripes(120)
-    rate = {"sgd": 0.1, "adagrad": 0.05}.get(optimizer, 0.01)
+    rate = {"sgd": 0.1, "adagrad": 0.05, "muon": 0.05}.get(optimizer, 0.01)
     log = train(model, images, epochs=6, batch_size=20, optimizer=optimizer, learning_rate=rate)
     assert log[-1].loss < 0.5 * log[0].loss
     assert accuracy(model, images) > 0.95
@@ -207,6 +238,10 @@ def rates(**settings: Any) -> list[float]:
 
 def test_the_constant_schedule_is_constant() -> None:
     assert rates(schedule="constant") == pytest.approx([1.0] * 20, rel=1e-3)
+
+
+def test_the_linear_schedule_falls_evenly() -> None:
+    assert rates(schedule="linear") == pytest.approx([1 - step / 20 for step in range(20)], abs=1e-3)
 
 
 def test_the_cosine_schedule_falls_over_all_steps() -> None:
@@ -407,6 +442,22 @@ def test_auto_takes_bf16_for_a_large_network_on_a_device_that_gains(monkeypatch:
         assert resolve(Recipe(), small, shape, CPU) == torch.float32
         assert resolve(Recipe(precision="bf16"), small, shape, CPU) == torch.bfloat16
         assert resolve(Recipe(precision="fp32"), large, shape, CPU) == torch.float32
+
+
+def test_the_header_can_say_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, expected in ((True, "bf16 from 1 MFLOP an image"), (False, "fp32: this device multiplies no bf16 fast")):
+        monkeypatch.setattr(gauntlet.precision, "has_fast_bf16", lambda _device, fast=fast: fast)
+        assert describe_precision(CPU) == expected
+
+
+@pytest.mark.parametrize("hidden", [7_811, 7_813, 10_000])
+def test_weights_that_settle_the_precision_settle_it_as_a_forward_pass_does(
+    hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauntlet.precision, "has_fast_bf16", lambda _device: True)
+    model = Network(nn.Sequential(nn.Flatten(), nn.Linear(64, hidden)), [0.5], [0.5], "1", None)
+    expected = torch.bfloat16 if flops_per_image(model, (1, SIDE, SIDE)) >= 1e6 else torch.float32
+    assert resolve(Recipe(), model, (1, SIDE, SIDE), CPU) == expected
 
 
 def test_a_compiled_training_equals_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:

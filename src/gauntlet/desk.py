@@ -15,6 +15,7 @@ from gauntlet.errors import GauntletError
 from gauntlet.gates import Verdict
 from gauntlet.options import Options
 from gauntlet.plan import Choice, counted
+from gauntlet.precision import describe_precision
 from gauntlet.predictions import gather
 from gauntlet.records import Record, Status
 from gauntlet.results import ResultsWriter, run_name
@@ -88,12 +89,14 @@ def _new_folder(results: Path, suites: Iterable[str]) -> Path:
 
 def header(session: Session, cases: Sequence[Case], choice: Choice | None) -> list[str]:
     """What is about to run, on what, and how much of it is there already."""
+    device = session.context.device
     victims = {key for case in cases for key in session.victims(case)}
     cached = 0 if session.context.recompute else sum(session.context.store.contains("victim", key) for key in victims)
     tasks = ", ".join(dict.fromkeys(case.task_name for case in cases))
     seeds = " ".join(dict.fromkeys(str(seed) for case in cases for seed in case.seeds))
     lines = [
-        f"gauntlet: {counted(cases)} on {tasks}; seeds {seeds}; {describe_device(session.context.device)}",
+        f"gauntlet: {counted(cases)} on {tasks}; seeds {seeds}; {describe_device(device)}",
+        f"gauntlet: precision auto: {describe_precision(device)}",
         f"gauntlet: store {session.context.store.root}: {cached} of {len(victims)} victims cached",
     ]
     if choice is not None:

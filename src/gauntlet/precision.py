@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gauntlet.recipe import Recipe
 
-__all__ = ["arithmetic", "autocast", "flops_per_image", "has_fast_bf16", "resolve"]
+__all__ = ["arithmetic", "autocast", "describe_precision", "flops_per_image", "has_fast_bf16", "resolve"]
 
 WORTH_BF16 = 1e6
 """Forward FLOPs an image from which bf16 autocast beat fp32 on the machines measured (docs/benchmarks.md)."""
@@ -43,12 +43,25 @@ def arithmetic(recipe: Recipe, device: torch.device) -> str:
     return "bf16 where it pays" if has_fast_bf16(device) else "fp32"
 
 
+def describe_precision(device: torch.device) -> str:
+    """What `auto` means on this device: `bf16 from 1 MFLOP an image` or why it is fp32."""
+    if has_fast_bf16(device):
+        return f"bf16 from {WORTH_BF16 / 1e6:g} MFLOP an image"
+    return "fp32: this device multiplies no bf16 fast"
+
+
 def resolve(recipe: Recipe, network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> torch.dtype:
     """torch.bfloat16 or torch.float32 for this recipe, network and device."""
     if recipe.precision == "auto":
-        pays = has_fast_bf16(device) and flops_per_image(network, shape) >= WORTH_BF16
+        pays = has_fast_bf16(device) and _is_worth_bf16(network, shape)
         return torch.bfloat16 if pays else torch.float32
     return torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+
+
+def _is_worth_bf16(network: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """By the weights alone where they settle it, since each is multiplied once at least; else by a forward pass."""
+    weights = sum(parameter.numel() for parameter in network.parameters() if parameter.ndim > 1)
+    return 2 * weights >= WORTH_BF16 or flops_per_image(network, shape) >= WORTH_BF16
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

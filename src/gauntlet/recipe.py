@@ -20,16 +20,19 @@ class Recipe:
     training data; early stopping looks at that share alone, and counts as better what is lower by min_delta.
     augmentation: `crop` pads by `crop_padding` pixels and crops at random, `flip` mirrors at random; both act on
     images that already carry the trigger. label_smoothing is plain cross-entropy's; other objectives have none.
-    precision `auto` takes bf16 autocast where the device and the network's size make it pay.
+    momentum is that of `sgd` and `muon`. `muon` updates the weights of hidden layers; biases, normalisation and the
+    last layer get Adam at `rest_rate`, on the same schedule and without weight decay. precision `auto` takes bf16
+    autocast where the device and the network's size make it pay.
     """
 
     epochs: Positive = 10.0
     batch_size: Count = 128
-    optimizer: Literal["sgd", "adam", "rmsprop", "adagrad"] = "adam"
+    optimizer: Literal["sgd", "adam", "rmsprop", "adagrad", "muon"] = "adam"
     learning_rate: Positive = 1e-3
+    rest_rate: Positive = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegative = 0.0
-    schedule: Literal["constant", "cosine", "one_cycle", "multistep"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "one_cycle", "multistep"] = "constant"
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.75)
     gamma: Positive = 0.1
     augmentation: tuple[Literal["crop", "flip"], ...] = ()

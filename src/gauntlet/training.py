@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,14 +16,18 @@ from gauntlet import randomness
 from gauntlet.augmentation import augment
 from gauntlet.compute import deterministic
 from gauntlet.errors import DivergedError, SettingError
-from gauntlet.images import ImageSet, chunks, to_float
+from gauntlet.images import ImageSet
+from gauntlet.layout import channels_last_gradients, to_batch
 from gauntlet.network import Network
 from gauntlet.objective import Batch, CrossEntropy, Objective
+from gauntlet.optimizers import Optimizers
+from gauntlet.out_of_memory import Accumulation, outputs
+from gauntlet.pooling import strided_pooling
 from gauntlet.precision import autocast, resolve
 from gauntlet.progress import Progress, Silent
 from gauntlet.recipe import Recipe
 
-__all__ = ["EpochLog", "fit", "logits", "predict", "snapshot", "stratified_split"]
+__all__ = ["EpochLog", "features", "fit", "logits", "predict", "snapshot", "stratified_split"]
 
 PREDICTED_AT_ONCE = {"cpu": 128, "cuda": 2048}
 """Images a pass: on a CPU, activations that outgrow the cache cost more than small batches (docs/benchmarks.md)."""
@@ -64,7 +70,8 @@ def fit(
     """Train `network` in place on `images` and leave it in eval mode.
 
     Raises DivergedError when the loss becomes NaN, infinite or absurd. The last epoch's weights are kept; with
-    recipe.early_stopping those with the best loss on the held-out share of `images` are restored.
+    recipe.early_stopping those with the best loss on the held-out share of `images` are restored. Batches that the
+    device's memory doesn't hold are split (gauntlet.out_of_memory), and `progress` says so.
     """
     kept, held = torch.arange(len(images)), torch.arange(0)
     if recipe.validation_split:
@@ -99,7 +106,8 @@ def fit(
     )
     if recipe.compile:
         network.compile()
-    with randomness.seeded(seed, *purpose, "dropout"), deterministic():
+    layouts = nullcontext() if recipe.compile else channels_last_gradients(network)
+    with randomness.seeded(seed, *purpose, "dropout"), deterministic(), layouts:
         log = _epochs(run, seed, purpose)
     network.eval()
     return log
@@ -123,10 +131,11 @@ def _epochs(run: _Run, seed: int, purpose: tuple[str, ...]) -> tuple[EpochLog, .
     per_epoch = math.ceil(len(run.kept) / recipe.batch_size)
     # Rounded first: 0.07 epochs of 100 batches are 7, and 7.000000000000001 in floating point.
     total = max(1, math.ceil(round(recipe.epochs * per_epoch, 6)))
-    parameters = [*run.network.parameters()]
-    for module in run.objective.modules():
-        parameters += module.to(run.device).train().parameters()
-    optimizer = _optimizer(recipe, [parameter for parameter in parameters if parameter.requires_grad])
+    parameters = [parameter for parameter in run.network.parameters() if parameter.requires_grad]
+    modules = [module.to(run.device).train() for module in run.objective.modules()]
+    further = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    optimizers = Optimizers(recipe, parameters, further)
+    accumulation = Accumulation(lambda text: run.progress.step(f"{' '.join(purpose)}: {text}"))
     generator = randomness.generator(seed, *purpose, "batches")
     log: list[EpochLog] = []
     best, best_state, stale = math.inf, None, 0
@@ -135,7 +144,7 @@ def _epochs(run: _Run, seed: int, purpose: tuple[str, ...]) -> tuple[EpochLog, .
         run.network.train()
         steps = range(start, min(start + per_epoch, total))
         order = run.kept[torch.randperm(len(run.kept), generator=generator).to(run.device)]
-        loss = _epoch(run, optimizer, order, steps, total, generator)
+        loss = _epoch(run, optimizers, accumulation, order, steps, total, generator)
         epoch = (steps.stop) / per_epoch
         _check(loss, epoch, purpose, recipe)
         rate = min(len(steps) * recipe.batch_size, len(run.kept)) / (time.perf_counter() - begun)
@@ -161,55 +170,40 @@ def snapshot(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _epoch(
-    run: _Run, optimizer: torch.optim.Optimizer, order: Tensor, steps: range, total: int, generator: torch.Generator
+    run: _Run,
+    optimizers: Optimizers,
+    accumulation: Accumulation,
+    order: Tensor,
+    steps: range,
+    total: int,
+    generator: torch.Generator,
 ) -> float:
     """One pass over `order`; the mean loss is read once, at the end, so that no step waits for the device."""
-    recipe = run.recipe
+    size = run.recipe.batch_size
     losses = torch.zeros((), device=run.device)
     taken = 0
     for position, step in enumerate(steps):
-        index = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
+        index = order[position * size : (position + 1) * size]
         # Batch normalisation has no variance to go by in a rest of one sample.
-        if len(index) < min(2, recipe.batch_size, len(order)):
+        if len(index) < min(2, size, len(order)):
             continue
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _factor(recipe, step / total)
-        images = to_float(augment(run.images.images(index), recipe, generator))
-        images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(run.device, run.dtype):
-            loss = run.objective.loss(run.network, Batch(images, run.images.labels[index], index, generator))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses += loss.detach()
+        optimizers.schedule(step / total)
+        losses += accumulation.backward(_mean_loss(run, index, generator), len(index), optimizers.clear)
+        optimizers.step()
         taken += 1
     return float(losses) / max(taken, 1)
 
 
-def _factor(recipe: Recipe, progress: float) -> float:
-    """The share of the learning rate at `progress` in [0, 1)."""
-    if recipe.schedule == "cosine":
-        return (1 + math.cos(math.pi * progress)) / 2
-    if recipe.schedule == "one_cycle":
-        warm = 0.3
-        if progress < warm:
-            return max(0.04, progress / warm)
-        return (1 + math.cos(math.pi * (progress - warm) / (1 - warm))) / 2
-    if recipe.schedule == "multistep":
-        passed = sum(milestone <= progress for milestone in recipe.milestones)
-        return float(recipe.gamma**passed)
-    return 1.0
+def _mean_loss(run: _Run, index: Tensor, generator: torch.Generator) -> Callable[[slice], Tensor]:
+    """The loss of a part of the batch that holds the images at `index`."""
+    images = to_batch(augment(run.images.images(index), run.recipe, generator))
+    labels = run.images.labels[index]
 
+    def of(part: slice) -> Tensor:
+        with autocast(run.device, run.dtype):
+            return run.objective.loss(run.network, Batch(images[part], labels[part], index[part], generator))
 
-def _optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    rate, decay = recipe.learning_rate, recipe.weight_decay
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, recipe.momentum, weight_decay=decay, fused=True)
-    if recipe.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, rate, weight_decay=decay, momentum=0.0)
-    return torch.optim.Adagrad(parameters, rate, weight_decay=decay)
+    return of
 
 
 def _check(loss: float, epoch: float, purpose: tuple[str, ...], recipe: Recipe) -> None:
@@ -222,26 +216,41 @@ def _check(loss: float, epoch: float, purpose: tuple[str, ...], recipe: Recipe) 
 
 def _validation_loss(run: _Run) -> float:
     run.network.eval()
-    total = 0.0
+
+    def losses(part: slice) -> Tensor:
+        index = run.held[part]
+        return cross_entropy(
+            run.network(to_batch(run.images.images(index))), run.images.labels[index], reduction="none"
+        )
+
     with torch.inference_mode():
-        for part in chunks(len(run.held), PREDICTED_AT_ONCE[run.device.type]):
-            index = run.held[part]
-            output = run.network(to_float(run.images.images(index)))
-            total += float(cross_entropy(output, run.images.labels[index], reduction="sum"))
-    return total / len(run.held)
+        found = outputs(len(run.held), PREDICTED_AT_ONCE[run.device.type], losses)
+    return float(found.double().mean())
 
 
 def logits(network: Network, images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
     """float32 [N, classes] on the CPU of uint8 images [N, C, H, W]; eval mode, the arithmetic of the recipe."""
-    network.eval()
     channels, height, width = images.shape[1:]
+    network.eval()
     dtype = resolve(recipe, network, (channels, height, width), device)
-    outputs = []
-    with torch.inference_mode(), autocast(device, dtype):
-        for part in chunks(len(images), PREDICTED_AT_ONCE[device.type]):
-            batch = to_float(images[part].to(device)).contiguous(memory_format=torch.channels_last)
-            outputs.append(network(batch).float().cpu())
-    return torch.cat(outputs)
+    with torch.inference_mode(), autocast(device, dtype), strided_pooling(network):
+        return outputs(
+            len(images),
+            PREDICTED_AT_ONCE[device.type],
+            lambda part: network(to_batch(images[part].to(device))).float().cpu(),
+        )
+
+
+def features(network: Network, images: ImageSet, recipe: Recipe, device: torch.device) -> Tensor:
+    """float32 [N, D] on the CPU: the network's representation of each image, in the arithmetic of the recipe."""
+    network.eval()
+    dtype = resolve(recipe, network, images.shape, device)
+    with torch.inference_mode(), autocast(device, dtype), strided_pooling(network):
+        return outputs(
+            len(images),
+            PREDICTED_AT_ONCE[device.type],
+            lambda part: network.features_and_logits(to_batch(images.images(part).to(device)))[0].float().cpu(),
+        )
 
 
 def predict(network: Network, images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
