@@ -34,8 +34,16 @@ ARCHITECTURE = REGISTRY.build(Kind.MODEL, "simple_cnn", {})
 BADNETS = REGISTRY.build(Kind.ATTACK, "badnets", {"pattern": "art"})
 EPOCHS = 3
 """Of ART's Adam with batches of 128: what it needs for a clean accuracy of 98.9 %."""
-RECIPE = Recipe(epochs=2, batch_size=256, learning_rate=4e-3, schedule="one_cycle")
-"""Ours: tuned on validation data to the same quality."""
+RECIPE = Recipe(
+    epochs=1,
+    batch_size=512,
+    optimizer="muon",
+    learning_rate=0.1,
+    rest_rate=1e-2,
+    momentum=0.6,
+    schedule="linear",
+)
+"""Ours, that of the suite mnist_fast: tuned on validation data to at least the same quality."""
 NINE: list[tuple[str, dict[str, Any]]] = [
     ("none", {}),
     ("spatial_smoothing", {"window": 3}),

@@ -109,11 +109,11 @@ def test_a_second_run_of_500_cases(tmp_path: Path, within: Any) -> None:
 
 def test_two_workers(tmp_path: Path, duel: Any) -> None:
     """Independent cases, each from an empty store; le_net, whose victims take seconds."""
-    project = Project(tmp_path, ratios=ratios(12), architecture="le_net", epochs=6)
+    project = Project(tmp_path, ratios=ratios(8), architecture="le_net", epochs=8)
     stores = iter(range(1000))
 
     def run(workers: str) -> None:
-        assert "12 passed" in project.run("-n", workers, store=f"store{next(stores)}")[1]
+        assert "8 passed" in project.run("-n", workers, store=f"store{next(stores)}")[1]
 
     run("0")
     duel(lambda: run("2"), lambda: run("0"), goal=1.7, against="one process of two threads", warmup=False)

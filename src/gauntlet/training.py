@@ -104,8 +104,6 @@ def fit(
         device,
         progress or Silent(),
     )
-    if recipe.compile:
-        network.compile()
     layouts = nullcontext() if recipe.compile else channels_last_gradients(network)
     with randomness.seeded(seed, *purpose, "dropout"), deterministic(), layouts:
         log = _epochs(run, seed, purpose)
@@ -190,6 +188,9 @@ def _epoch(
         optimizers.schedule(step / total)
         losses += accumulation.backward(_mean_loss(run, index, generator), len(index), optimizers.clear)
         optimizers.step()
+        if run.recipe.compile and step == 0:
+            # What a network settles once, on its first batch, would make two graphs of one.
+            run.network.compile()
         taken += 1
     return float(losses) / max(taken, 1)
 
