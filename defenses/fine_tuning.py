@@ -12,7 +12,22 @@ from gauntlet.recipe import Recipe
 from gauntlet.settings import Count, Positive
 from gauntlet.views import DefenderView
 
-__all__ = ["FineTuning"]
+__all__ = ["FineTuning", "budgeted"]
+
+
+def budgeted(recipe: Recipe, epochs: float, batch_size: int, learning_rate: float) -> Recipe:
+    """SGD over the reserve, as every repair that is compared with fine-tuning takes it. recipe: the case's."""
+    return Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer="sgd",
+        learning_rate=learning_rate,
+        momentum=0.9,
+        weight_decay=5e-4,
+        augmentation=recipe.augmentation,
+        crop_padding=recipe.crop_padding,
+        precision=recipe.precision,
+    )
 
 
 @defense
@@ -33,15 +48,5 @@ class FineTuning(Repair):
     batch_size: Count = 256
 
     def repair(self, view: DefenderView) -> Network:
-        recipe = Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            optimizer="sgd",
-            learning_rate=self.learning_rate,
-            momentum=0.9,
-            weight_decay=5e-4,
-            augmentation=view.recipe.augmentation,
-            crop_padding=view.recipe.crop_padding,
-            precision=view.recipe.precision,
-        )
+        recipe = budgeted(view.recipe, self.epochs, self.batch_size, self.learning_rate)
         return view.tools.train(view.reserve, "fine_tuning", recipe=recipe, network=view.victim)

@@ -14,9 +14,10 @@ from gauntlet.maths.inversion import Inverted, Search, anomaly_index, invert
 from gauntlet.network import Network
 from gauntlet.plugin import defense
 from gauntlet.precision import resolve
-from gauntlet.recipe import Recipe
 from gauntlet.settings import Count, Fraction, Positive
 from gauntlet.views import DefenderView
+
+from .fine_tuning import budgeted
 
 __all__ = ["NeuralCleanse"]
 
@@ -73,17 +74,7 @@ class NeuralCleanse(ModelVerdict):
 
     def _unlearnt(self, view: DefenderView, found: Inverted, suspects: Sequence[int]) -> Network:
         images = stamped(view.reserve, found, suspects, self.stamped, view.generator("unlearning"))
-        recipe = Recipe(
-            epochs=self.epochs,
-            batch_size=256,
-            optimizer="sgd",
-            learning_rate=self.repair_rate,
-            momentum=0.9,
-            weight_decay=5e-4,
-            augmentation=view.recipe.augmentation,
-            crop_padding=view.recipe.crop_padding,
-            precision=view.recipe.precision,
-        )
+        recipe = budgeted(view.recipe, self.epochs, 256, self.repair_rate)
         return view.tools.train(images, "unlearning", recipe=recipe, network=view.victim)
 
 

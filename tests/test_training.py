@@ -24,7 +24,7 @@ from gauntlet.objective import Batch, CrossEntropy, Objective
 from gauntlet.precision import describe_precision, flops_per_image, resolve
 from gauntlet.recipe import Recipe
 from gauntlet.settings import build
-from gauntlet.training import EpochLog, fit, logits, predict, stratified_split
+from gauntlet.training import EpochLog, features, fit, logits, predict, stratified_split
 
 CPU = torch.device("cpu")
 SIDE, CLASSES = 8, 3
@@ -478,6 +478,7 @@ def test_a_compiled_training_equals_a_plain_one(monkeypatch: pytest.MonkeyPatch)
     assert state_bytes(compiled) == state_bytes(plain)
     images = stripes(10)
     assert torch.equal(*(predict(model, images.images(), Recipe(), CPU) for model in (plain, compiled)))
+    assert torch.equal(*(features(model, images, Recipe(), CPU) for model in (plain, compiled)))
     assert compiled.features_and_logits(to_float(images.images()))[0].shape == (10, 16)
 
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from gauntlet.architecture import Architecture
+from gauntlet.errors import GauntletError
 from gauntlet.facts import TaskFacts
 from gauntlet.network import Network
+from gauntlet.plugin import name_of
 
 __all__ = ["assemble", "mould", "wrap"]
 
@@ -30,9 +32,18 @@ def wrap(architecture: Architecture, facts: TaskFacts, mean: tuple[float, ...], 
 
 @lru_cache(maxsize=16)
 def mould(architecture: Architecture, facts: TaskFacts, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:
-    """A network without weights (meta device), in eval mode, for `assemble`; it must stay as it is."""
+    """A network without weights (meta device), in eval mode, for `assemble`; it must stay as it is.
+
+    GauntletError for a model that keeps a buffer outside its state.
+    """
     with torch.device("meta"):
-        return wrap(architecture, facts, mean, std).eval()
+        form = wrap(architecture, facts, mean, std).eval()
+    for name in {name for name, _ in form.named_buffers()} - form.state_dict().keys():
+        raise GauntletError(
+            f"model {name_of(architecture)}: the buffer {name} is no part of its state, so that a copy would lack it; "
+            "register it as persistent"
+        )
+    return form
 
 
 def assemble(form: Network, state: Mapping[str, Tensor]) -> Network:

@@ -79,7 +79,7 @@ def defend(
     def make() -> Defended:
         view = defender_view(defense, attack, mounted.value, codec.copy_of_victim(), reserve, tools)
         with acting_as(Role.DEFENDER):
-            return _answer(defense, view)
+            return _answer(defense, view, codec.copy_of_victim)
 
     return tools.store.obtain(
         "defended", key(spec), spec, codec, make, recompute=tools.recompute, device=str(tools.device)
@@ -97,12 +97,13 @@ def defender_view(
         "recipe": tools.recipe,
         "seed": tools.seed,
         "device": tools.device,
-        "tools": Lent(tools),
+        # The attack's other architectures would name it.
+        "tools": Lent(replace(tools, others={})),
         "victim": victim,
         # A base of its own: the pool behind it holds more images than the budget, and serves other cases too.
         "reserve": tools.data.reserve(reserve).materialised(),
         "delivered": delivered,
-        "represent": _represented(attack, mounted, delivered, tools),
+        "represent": _represented(mounted, delivered, key(victim_spec(attack, tools)), tools),
     }
     if isinstance(defense, Reference):
         return OracleView(**shown, clean_training=tools.data.training, poisoned=mounted.poisoned)
@@ -110,20 +111,21 @@ def defender_view(
 
 
 def _represented(
-    attack: Attack, mounted: Mounted, delivered: ImageSet | None, tools: EngineTools
+    mounted: Mounted, delivered: ImageSet | None, victim_key: str, tools: EngineTools
 ) -> Callable[[ImageSet], Tensor]:
-    """The untouched victim's features of any images; of the delivered set they are computed once for all defenses."""
+    """The untouched victim's features of any images; defenses of one victim share those of the delivered set."""
+    network, training, recipe = mounted.network, mounted.training, tools.recipe
+    device, memory = tools.device, tools.memory
 
     def represent(images: ImageSet) -> Tensor:
-        def compute() -> Tensor:
-            return features(mounted.network, images, tools.recipe, tools.device)
-
         if images is not delivered:
-            return compute()
+            return features(network, images, recipe, device)
         with acting_as(Role.ENGINE):
-            name = ("features", key(victim_spec(attack, tools)))
-            kept = tools.memory.get(name, compute, lambda made: [made])
-        return kept.clone()
+            # Of the engine's own set: a defense may have changed what it was delivered.
+            made = memory.get(
+                ("features", victim_key), lambda: features(network, training, recipe, device), lambda made: [made]
+            )
+        return made.clone()
 
     return represent
 
@@ -134,14 +136,14 @@ def _facts_for_defender(facts: TaskFacts, delivered: ImageSet | None) -> TaskFac
     return replace(facts, train_counts=tuple(torch.bincount(labels, minlength=facts.classes).tolist()))
 
 
-def _answer(defense: Defense, view: DefenderView) -> Defended:
-    """Run the one method of the defense's stage."""
+def _answer(defense: Defense, view: DefenderView, fresh: Callable[[], Network]) -> Defended:
+    """Run the one method of the defense's stage. fresh: the victim as it was, since the view's may be changed."""
     if isinstance(defense, Filter):
-        keep = defense.keep(view)
-        return Defended(_retrain(keep, view), keep=keep.cpu())
+        keep = defense.keep(view).cpu()
+        return Defended(_retrain(keep, view), keep=keep)
     if isinstance(defense, ModelVerdict):
         inspection = _checked(defense.inspect(view), view.facts)
-        return Defended(inspection.network or view.victim, inspection=replace(inspection, network=None))
+        return Defended(inspection.network or fresh(), inspection=replace(inspection, network=None))
     return Defended(_network(defense, view))
 
 

@@ -155,7 +155,9 @@ def _stage_checks(gate: Gate, scores: Sequence[SeedScore]) -> list[_Check]:
         checks.append(_Check("AUROC", _auroc(scores), gate.min_auroc, at_least=True))
     if gate.max_clean_flagged is not None:
         checks.append(_Check("clean inputs flagged", _Estimate.of(clean), gate.max_clean_flagged, at_least=False))
-    if gate.min_poison_removed is not None:
+    # A filter that met no poison can't have missed any.
+    missed_none = any(score.filtered for score in scores) and not removed.n
+    if gate.min_poison_removed is not None and not missed_none:
         checks.append(_Check("poison removed", _Estimate.of(removed), gate.min_poison_removed, at_least=True))
     if gate.flagged is not None:
         checks.append(_Check("models flagged", _Estimate.of(flagged), float(gate.flagged), at_least=gate.flagged))

@@ -94,6 +94,9 @@ def case_named(config: pytest.Config, name: str) -> Case:
     """The case of that id. Raises GauntletError."""
     session = session_of(config)
     if name not in session.by_id:
+        from gauntlet.recall import forget
+
+        forget(options_of(config).store)
         raise SettingError(f"{name} is no case any more: suites or plug-ins changed since it was collected; run again")
     return session.by_id[name]
 
@@ -188,7 +191,8 @@ def choose_cases(config: pytest.Config, cases: Sequence[Case]) -> None:
     if cases and budget is not None:
         from gauntlet.plan import choose
 
-        config.stash[CHOICE] = choose(session_of(config).plan(cases), budget)
+        workers = config.workerinput["workercount"] if is_worker(config) else config.getoption("numprocesses", None)  # type: ignore[attr-defined]
+        config.stash[CHOICE] = choose(session_of(config).plan(cases, workers or 1), budget)
 
 
 def header_lines(config: pytest.Config, cases: Sequence[Case]) -> list[str]:

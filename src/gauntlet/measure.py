@@ -96,9 +96,11 @@ def obtained_inside() -> Iterator[dict[str, float]]:
 def noted(name: str) -> Iterator[None]:
     """Note the seconds of the block, under `name`, in what is being made around it."""
     outer, start = _making.get(), time.perf_counter()
-    yield
-    if outer is not None:
-        outer[name] = outer.get(name, 0.0) + time.perf_counter() - start
+    try:
+        yield
+    finally:
+        if outer is not None:
+            outer[name] = outer.get(name, 0.0) + time.perf_counter() - start
 
 
 def cores() -> int:

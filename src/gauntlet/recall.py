@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import gauntlet
 from gauntlet.keys import key
 from gauntlet.plugin import Kind
 
-__all__ = ["code_state", "file_states", "recalled"]
+__all__ = ["code_state", "file_states", "forget", "recalled"]
 
 _FOLDER = ".recalled"
 """Below the store; the dot keeps it apart from the entries."""
@@ -41,6 +42,13 @@ def recalled(store: Path, question: Mapping[str, object], make: Callable[[], Any
         _write(path, json.dumps(answer))
         _forget(path.parent)
     return answer
+
+
+def forget(store: Path) -> None:
+    """Drop every kept answer: one has turned out to be stale."""
+    with suppress(OSError):
+        for path in (store / _FOLDER).glob("*"):
+            path.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:
@@ -68,6 +76,7 @@ def code_state(plugins: Iterable[Path]) -> dict[str, object]:
     named = sorted({path.resolve().parent for path in plugins})
     files = [*engine.rglob("*.py"), *_modules(beside), *_modules(named)]
     points = [point for kind in Kind for point in entry_points(group=f"gauntlet.{kind}")]
+    files += [path for point in points for path in _package_of(point.module)]
     return {
         "files": file_states(files),
         "plugins": [str(path.resolve()) for path in plugins],
@@ -79,6 +88,15 @@ def code_state(plugins: Iterable[Path]) -> dict[str, object]:
 def file_states(files: Iterable[Path]) -> list[list[object]]:
     """Name, size and time of each file."""
     return [_state(path) for path in sorted(set(files))]
+
+
+def _package_of(module: str) -> Iterator[Path]:
+    """All files of the top-level package, or the module, that another project's plug-in lies in."""
+    spec = find_spec(module.partition(".")[0])
+    for place in spec.submodule_search_locations or () if spec is not None else ():
+        yield from Path(place).rglob("*.py")
+    if spec is not None and spec.origin:
+        yield Path(spec.origin)
 
 
 def _modules(folders: Iterable[Path]) -> Iterator[Path]:

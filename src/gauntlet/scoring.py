@@ -22,7 +22,7 @@ from gauntlet.records import Detected, DetectorCounts, FilterCounts, Poison, Tes
 from gauntlet.screening import Screen, above, auroc, screen_of, threshold
 from gauntlet.store import Obtained
 from gauntlet.testsets import TestSets
-from gauntlet.toolbox import EngineTools, describe
+from gauntlet.toolbox import EngineTools, NetworkCodec, describe, state_of
 from gauntlet.training import predict
 
 __all__ = ["PREDICTIONS", "Score", "find_score", "poison_counts", "score", "score_spec"]
@@ -73,7 +73,8 @@ def score(
         tools.progress.step(f"evaluating: {tools.who}, seed {tools.seed}")
         screen = None
         if isinstance(defense, InputDetector):
-            screen = screen_of(defense, defender_view(defense, attack, mounted, network, reserve, tools))
+            copy = NetworkCodec(tools.architecture, tools.data, tools.device).restore(state_of(network))
+            screen = screen_of(defense, defender_view(defense, attack, mounted, copy, reserve, tools))
         measured = _measure(attack, mounted, _Deployed(network, defense, screen, tools))
         return measured if defended is None else _answered(measured, attack, mounted, defended, tools)
 
@@ -164,14 +165,14 @@ def _answered(score: Score, attack: Attack, mounted: Mounted, defended: Defended
         added["verdict"] = VerdictCounts(
             anomaly=tuple(found.anomaly.tolist()),
             suspects=found.suspects,
-            targets=_targets(attack, tools.data.facts.classes),
+            targets=_targets(attack, mounted, tools.data.facts.classes),
         )
     return replace(score, counts=score.counts.model_copy(update=added)) if added else score
 
 
-def _targets(attack: Attack, classes: int) -> tuple[int, ...]:
-    """The classes that the backdoors aim at; a control has planted none."""
-    if attack.family is Family.CONTROL:
+def _targets(attack: Attack, mounted: Mounted, classes: int) -> tuple[int, ...]:
+    """The classes that the backdoors aim at; a control has planted none, nor has an attack that poisoned nothing."""
+    if attack.family is Family.CONTROL or (attack.delivers_data and not mounted.poisoned.any()):
         return ()
     labels = torch.arange(classes)
     maps = [backdoor.labels for backdoor in attack.backdoors]

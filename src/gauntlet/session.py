@@ -15,6 +15,7 @@ from gauntlet.dataset import facts
 from gauntlet.errors import GauntletError, NotApplicableError
 from gauntlet.expansion import cells, expand, merged, unmatched
 from gauntlet.facts import TaskFacts
+from gauntlet.fingerprint import fingerprint
 from gauntlet.gates import Verdict, judge
 from gauntlet.measure import cores
 from gauntlet.options import Options
@@ -133,8 +134,17 @@ def open_session(options: Options, warn: Callable[[str], None], progress: Progre
     cases = merged(
         expand(suite, registry, facts_of, tasks=options.tasks, seeds=options.seeds, recipe=forced) for suite in suites
     )
+    _settle(cases)
     warnings = [text for suite in suites for text in _unmatched(suite, registry)]
     return Session(context, tuple(cases), known, tuple(warnings), datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def _settle(cases: Sequence[Case]) -> None:
+    """Read the code of every step now: what runs later is what was loaded now, even when its file changes meanwhile."""
+    parts = (part for case in cases for part in (case.attack, case.architecture, case.defense))
+    for module in dict.fromkeys(type(part).__module__ for part in parts):
+        fingerprint(module)
+    fingerprint("gauntlet.mounting", "gauntlet.defending", "gauntlet.scoring", "gauntlet.toolbox")
 
 
 def _unmatched(suite: Suite, registry: Registry) -> list[str]:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Hashable, Mapping
 from functools import cache
-from typing import Annotated, Any, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import Field, PydanticUserError, TypeAdapter, ValidationError
 
@@ -58,13 +58,22 @@ def _adapter(cls: Hashable) -> TypeAdapter[Any]:
 def check_types(cls: type[Any], where: str) -> None:
     """Raise SettingError when the types of a plug-in's settings can't be found or can't be checked."""
     try:
-        get_type_hints(cls)
+        for name, hint in get_type_hints(cls, include_extras=True).items():
+            if name in {field.name for field in _fields(cls)} and _is_mutable(hint):
+                raise SettingError(f"{where}: the setting {name} of {cls.__name__} can be changed; write tuple[...]")
         _adapter(cast("Hashable", cls))
     except NameError as error:
         raise SettingError(f"{where}: {error}, but {cls.__name__} uses it as a type; import it there") from None
     except PydanticUserError as error:
         problem = str(error).partition("\n")[0].partition(". ")[0]
         raise SettingError(f"{where}: a setting of {cls.__name__} has no type that TOML can write: {problem}") from None
+
+
+def _is_mutable(hint: object) -> bool:
+    """Whether the type of a setting is a list, dict or set, or may be one: the engine remembers by settings."""
+    if (get_origin(hint) or hint) in (list, dict, set):
+        return True
+    return any(_is_mutable(part) for part in get_args(hint) if isinstance(part, type) or get_origin(part) is not None)
 
 
 def _fields(cls: type[Any]) -> tuple[dataclasses.Field[Any], ...]:

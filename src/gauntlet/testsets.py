@@ -34,7 +34,8 @@ def preprocessed(defense: Preprocessing, images: Tensor, generator: torch.Genera
     """uint8 test images as the defended network gets to see them."""
     shown = torch.empty_like(images)
     for part in chunks(len(images), PART):
-        given = images[part].to(device)
+        # A copy: what is shared must not change, whatever a transform does in place.
+        given = images[part].to(device, copy=True)
         with acting_as(Role.DEFENDER):
             shown[part] = defense.transform_levels(given, generator).cpu()
     return shown

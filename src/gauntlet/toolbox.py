@@ -163,7 +163,10 @@ class EngineTools:
         if not name:
             return self.architecture
         if name not in self.others:
-            raise GauntletError(f"{self.who} trains {name!r}, which the attack's `models` doesn't declare")
+            raise GauntletError(
+                f"{name!r} is no architecture that the attack's `models` declares; legal: the case's own, "
+                f"{', '.join(sorted(self.others)) or 'no other'}"
+            )
         return self.others[name]
 
     def _identity(

@@ -107,6 +107,9 @@ def fit(
     layouts = nullcontext() if recipe.compile else channels_last_gradients(network)
     with randomness.seeded(seed, *purpose, "dropout"), deterministic(), layouts:
         log = _epochs(run, seed, purpose)
+    if recipe.compile:
+        # A victim that was made now and one from the store are to be scored by the same kernels.
+        network._compiled_call_impl = None
     network.eval()
     return log
 
