@@ -30,13 +30,12 @@ from gauntlet.mounting import attacker_view
 from gauntlet.network import Network
 from gauntlet.plugin import Kind
 from gauntlet.poisoning import Poisoning
-from gauntlet.precision import autocast
 from gauntlet.progress import Silent
 from gauntlet.recipe import Recipe
 from gauntlet.registry import Registry
 from gauntlet.store import Store
 from gauntlet.toolbox import EngineTools
-from gauntlet.training import fit, logits, predict
+from gauntlet.training import fit
 
 REGISTRY = Registry.discover()
 CPU = torch.device("cpu")
@@ -140,12 +139,6 @@ def test_gaussian_noise(test_images: torch.Tensor, duel: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------- networks
 
 
-@pytest.fixture(scope="session", params=["simple_cnn", "le_net"])
-def network(request: pytest.FixtureRequest, mnist: TaskData) -> Network:
-    """One epoch of 20,000 images: 98 %."""
-    return _trained(request.param, mnist)
-
-
 @pytest.fixture(scope="session")
 def small(mnist: TaskData) -> Network:
     return _trained("simple_cnn", mnist)
@@ -167,38 +160,9 @@ def _arts(network: Network, mnist: TaskData) -> PyTorchClassifier:
     return PyTorchClassifier(copied, loss, shape, classes, clip_values=(0, 1), device_type="cpu")
 
 
-def test_predict(network: Network, mnist: TaskData, test_images: torch.Tensor, duel: Any) -> None:
-    classifier = _arts(network, mnist)
-    images, array = mnist.test.open().images(), test_images.numpy()
-    ours, theirs = predict(network, images, RECIPE, CPU).numpy(), classifier.predict(array, batch_size=128).argmax(1)
-    labels = mnist.test.open().labels.numpy()
-    assert (ours == theirs).mean() > 0.998
-    assert (ours == labels).mean() == pytest.approx((theirs == labels).mean(), abs=1e-3)
-    duel(
-        lambda: predict(network, images, RECIPE, CPU),
-        lambda: classifier.predict(array, batch_size=128).argmax(1),
-        goal=3.5,
-    )
-
-
-def test_logits_in_float32(network: Network, mnist: TaskData, test_images: torch.Tensor, duel: Any) -> None:
-    """The same in the arithmetic that ART computes in."""
-    classifier, recipe = _arts(network, mnist), replace(RECIPE, precision="fp32")
-    images, array = mnist.test.open().images(), test_images.numpy()
-    theirs = classifier.predict(array, batch_size=128)
-    assert np.abs(logits(network, images, recipe, CPU).numpy() - theirs).max() < 1e-3
-    duel(lambda: logits(network, images, recipe, CPU), lambda: classifier.predict(array, batch_size=128), goal=1)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("batch", [128, 512])
-def test_pgd_of_20_steps(
-    small: Network, mnist: TaskData, test_images: torch.Tensor, batch: int, dtype: torch.dtype, duel: Any
-) -> None:
-    """batch: of ART's, whose best depends on the network. dtype: ours; attacks and trainings take bf16 where it pays.
-
-    The losses that are compared are those of the float32 network.
-    """
+def test_pgd_of_20_steps(small: Network, mnist: TaskData, test_images: torch.Tensor, batch: int, duel: Any) -> None:
+    """batch: of ART's, whose best depends on the network. In float32: bf16 is faster and its loss 0.1 % lower."""
     images, labels = test_images[:1000], mnist.test.open().labels[:1000]
     attack = ProjectedGradientDescentPyTorch(
         _arts(small, mnist), norm=np.inf, eps=0.1, eps_step=0.01, max_iter=20, batch_size=batch, verbose=False
@@ -206,18 +170,17 @@ def test_pgd_of_20_steps(
     array, targets = images.numpy(), labels.numpy()
 
     def ours() -> torch.Tensor:
-        with autocast(CPU, dtype):
-            return pgd(
-                small,
-                images,
-                labels,
-                norm="inf",
-                eps=0.1,
-                step=0.01,
-                iterations=20,
-                generator=torch.Generator(),
-                random_start=False,
-            )
+        return pgd(
+            small,
+            images,
+            labels,
+            norm="inf",
+            eps=0.1,
+            step=0.01,
+            iterations=20,
+            generator=torch.Generator(),
+            random_start=False,
+        )
 
     def theirs() -> Array:
         changed: Array = attack.generate(array, targets)
@@ -231,7 +194,7 @@ def test_pgd_of_20_steps(
     with torch.no_grad():
         mine, other = (cross_entropy(small(changed), labels).item() for changed in (found, expected))
     assert mine >= other * (1 - 1e-3)
-    duel(ours, theirs, goal=3 if dtype == torch.bfloat16 else 1, against=f"ART, batch {batch}")
+    duel(ours, theirs, goal=3, against=f"ART, batch {batch}")
 
 
 # --------------------------------------------------------------------------------------------------------- poisoning
