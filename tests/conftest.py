@@ -11,11 +11,18 @@ from gauntlet.pipeline import Context
 from gauntlet.plugin import Kind
 from gauntlet.recipe import Recipe
 from gauntlet.registry import Registry
+from gauntlet.sharing import share
 from gauntlet.store import Store
 from gauntlet.task import LoadContext
 from tests.sample_cases import FAST, CaseMaker
 
 SHARED = Path(__file__).parents[1] / "../shared/data"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers that share the cores must not each use them all."""
+    if hasattr(config, "workerinput"):
+        share("cpu", 0, config.workerinput["workercount"])
 
 
 @pytest.fixture(scope="session")
