@@ -120,7 +120,9 @@ def plain(network: Network, images: Tensor, wanted: int, search: Search) -> floa
 @pytest.mark.parametrize("against", ["a plain loop over the classes", "our own search, class by class"])
 def test_neural_cleanse_of_10_classes(victim: Network, mnist: TaskData, duel: Any, against: str) -> None:
     images = to_float(mnist.reserve(500).images())
-    dtype = resolve(RECIPE, victim, (1, 28, 28), CPU)
+    # The plain loop computes in float32: in bf16 norms differ from its by up to 8 %.
+    is_plain = against == "a plain loop over the classes"
+    dtype = torch.float32 if is_plain else resolve(RECIPE, victim, (1, 28, 28), CPU)
 
     def search(classes: Tensor) -> Tensor:
         return invert(victim, images, classes, SEARCH, generator=torch.Generator().manual_seed(0), dtype=dtype).norms
@@ -129,10 +131,10 @@ def test_neural_cleanse_of_10_classes(victim: Network, mnist: TaskData, duel: An
         return search(torch.arange(10))
 
     def theirs() -> Tensor:
-        if against == "a plain loop over the classes":
+        if is_plain:
             return torch.tensor([plain(victim, images, wanted, SEARCH) for wanted in range(10)])
         return torch.cat([search(torch.tensor([wanted])) for wanted in range(10)])
 
     found, expected = ours(), theirs()
     torch.testing.assert_close(found, expected, rtol=0.03, atol=0)
-    duel(ours, theirs, goal=2 if against.startswith("a plain") else 1, against=against, warmup=False)
+    duel(ours, theirs, goal=2 if is_plain else 1, against=against, warmup=False)

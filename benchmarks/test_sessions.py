@@ -44,7 +44,7 @@ class Project:
     """A folder with a suite and the usual test of it."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
-        defaults = {"seeds": [0], "architecture": "shallow_net", "epochs": 0.2, "defenses": ""}
+        defaults = {"seeds": [0], "architecture": "shallow_net", "epochs": 0.2, "defenses": '"none"'}
         self.folder = folder
         (folder / "suite.toml").write_text(SUITE.format(**defaults | settings), encoding="utf-8")
         (folder / "test_bench.py").write_text("def test_case(outcome):\n    outcome.check()\n", encoding="utf-8")
