@@ -22,7 +22,7 @@ def drawn(shape: tuple[int, ...], seed: int) -> Tensor:
 def by_singular_values(matrix: Tensor, steps: int = 5) -> Tensor:
     """The same polynomial, applied to the singular values in double precision."""
     left, values, right = torch.linalg.svd(matrix.flatten(1).double(), full_matrices=False)
-    values = values / values.norm()
+    values = values / (values.norm() + 1e-7)
     for _ in range(steps):
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
     return torch.reshape((left * values) @ right, matrix.shape)

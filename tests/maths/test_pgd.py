@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import optimize
@@ -106,6 +106,7 @@ def test_targeted_moves_towards_the_label(network: Network, digits: tuple[Tensor
 
 
 @settings(max_examples=30, deadline=None)
+@example("2", 4.0, 4.0, 4, False, 1)
 @given(
     st.sampled_from(NORMS),
     st.floats(1e-3, 60),

@@ -79,7 +79,9 @@ def _steepest(points: Images, gradient: Tensor, norm: Norm, step: float) -> Tens
             gradient = gradient.masked_fill(outward, 0)
             # A confident network's gradient is so small that its square underflows: scale by the largest entry first.
             gradient = gradient / _positive(gradient.abs().amax((1, 2, 3), keepdim=True))
-            return gradient.mul_(step / _positive(_length(gradient)))
+            length = _length(gradient)
+            # Where nothing leads anywhere inside the box, a large step over a tiny length would be infinite.
+            return gradient.mul_((step / _positive(length)).masked_fill_(length == 0, 0))
         case "1":
             return _greedy(points.flatten(1), gradient.flatten(1), step).view(points.shape)
 
