@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from gauntlet.case import Case
 from gauntlet.pipeline import Context
@@ -15,6 +17,11 @@ from gauntlet.sharing import share
 from gauntlet.store import Store
 from gauntlet.task import LoadContext
 from tests.sample_cases import FAST, CaseMaker
+
+# The same examples in every run: a change passes or fails by what it changes. GAUNTLET_HYPOTHESIS=search draws new ones.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("GAUNTLET_HYPOTHESIS", "same"))
 
 SHARED = Path(__file__).parents[1] / "../shared/data"
 

@@ -154,7 +154,7 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 
 
 def anomaly_index(norms: Tensor) -> Tensor:
-    """float [K]: by how many deviations each norm lies below the median of all; negative above it.
+    """float64 [K]: by how many deviations each norm lies below the median of all; negative above it.
 
     The deviation is the median absolute deviation, times 1.4826 as for a normal distribution (Wang et al. 2019, after
     Hampel 1974). Where it is 0 since more than half of the norms are equal, it is the mean absolute deviation times
@@ -165,4 +165,4 @@ def anomaly_index(norms: Tensor) -> Tensor:
     spread = 1.4826 * below.abs().quantile(0.5)
     if spread == 0:
         spread = 1.2533 * below.abs().mean()
-    return (below / spread if spread else below).float()
+    return below / spread if spread else below
