@@ -18,7 +18,7 @@ from gauntlet.store import Store
 from gauntlet.task import LoadContext
 from tests.sample_cases import FAST, CaseMaker
 
-# The same examples in every run: a change passes or fails by what it changes. GAUNTLET_HYPOTHESIS=search draws new ones.
+# The same examples in every run, so that a change fails by what it changes; GAUNTLET_HYPOTHESIS=search draws new ones.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("search", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("GAUNTLET_HYPOTHESIS", "same"))
