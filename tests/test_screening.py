@@ -163,6 +163,20 @@ def test_the_default_is_half(view: DefenderView) -> None:
     assert InputDetector().learns_from(101) == 50
 
 
+def test_a_detector_with_a_limit_of_its_own_learns_from_everything(view: DefenderView) -> None:
+    class Sure(Brightest):
+        limit: ClassVar[float | None] = 0.25
+
+        def learns_from(self, reserve: int) -> int:
+            return InputDetector.learns_from(self, reserve)
+
+    detector = Sure()
+    screen = screen_of(detector, view)
+
+    assert torch.equal(detector.seen[0], view.reserve.images())
+    assert screen.limit == 0.25
+
+
 BAD: dict[str, Scorer] = {
     "too few": lambda images: images[1:].mean((1, 2, 3)),
     "columns": lambda images: images.mean((2, 3)),

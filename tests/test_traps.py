@@ -31,10 +31,10 @@ import gauntlet.training
 from attacks.badnets import BadNets
 from attacks.clean_label import CleanLabel
 from gauntlet import wording
-from gauntlet.attack import Backdoor
+from gauntlet.attack import Backdoor, unchanged
 from gauntlet.defense import Repair
 from gauntlet.errors import LeakError
-from gauntlet.evaluation import count_backdoor
+from gauntlet.evaluation import Predictions, count_backdoor
 from gauntlet.gates import judge
 from gauntlet.guard import Role, acting_as
 from gauntlet.images import ImageSet, to_float
@@ -93,6 +93,10 @@ def _tiny(seed: int = 0) -> tuple[Network, ImageSet]:
     return Network(body, [0.5], [0.3], "2", None), ImageSet.of(images, torch.arange(60) % 3)
 
 
+def _shown(backdoor: Backdoor, labels: Tensor, predicted: Tensor) -> Predictions:
+    return Predictions(backdoor.name, labels, backdoor.labels.apply(labels, 10), predicted)
+
+
 # T1: images of the target class counted in ASR
 
 
@@ -104,9 +108,14 @@ def _count_everybody(patch: pytest.MonkeyPatch) -> None:
 def check_t1(bench: Bench) -> None:
     labels = torch.arange(100) % 10
     backdoor = Backdoor("b", lambda images: images, AllToOne(3))
-    constant = count_backdoor(backdoor, labels, torch.full_like(labels, 3), torch.full_like(labels, 3), 10)
+    threes = torch.full_like(labels, 3)
+    constant = count_backdoor(
+        backdoor, Predictions("clean", labels, -threes, threes), _shown(backdoor, labels, threes), 10
+    )
     assert constant.asr == Counts(hits=90, n=90)
-    perfect = count_backdoor(backdoor, labels, labels, labels, 10)
+    perfect = count_backdoor(
+        backdoor, Predictions("clean", labels, -threes, labels), _shown(backdoor, labels, labels), 10
+    )
     assert perfect.asr == Counts(hits=0, n=90)
     assert perfect.asr_inclusive == Counts(hits=10, n=100)
 
@@ -493,7 +502,9 @@ def check_t15(bench: Bench) -> None:
         SourceToTarget(1, 2): ((1, 2), (2, 6), (0, 2), (1, 2)),
     }
     for labels_map, (asr, inclusive, untriggered, robust) in by_hand.items():
-        found = count_backdoor(Backdoor("b", lambda images: images, labels_map), labels, clean, triggered, 3)
+        backdoor = Backdoor("b", unchanged, labels_map)
+        shown = Predictions("b", labels, labels_map.apply(labels, 3), triggered)
+        found = count_backdoor(backdoor, Predictions("clean", labels, labels, clean), shown, 3)
         for counts, (hits, n) in (
             (found.asr, asr),
             (found.asr_inclusive, inclusive),

@@ -27,7 +27,7 @@ _DICTS = frozenset({dict, OrderedDict})
 def wrap(architecture: Architecture, facts: TaskFacts, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:
     """The architecture's module behind the task's normalisation."""
     body = architecture.build(facts.shape, facts.classes)
-    return Network(body, mean, std, architecture.feature_layer, architecture.last_conv)
+    return Network(body, mean, std, *architecture.taps(body))
 
 
 @lru_cache(maxsize=16)

@@ -15,7 +15,7 @@ from gauntlet.labels import LabelMap
 from gauntlet.network import Network
 from gauntlet.views import AttackerView
 
-__all__ = ["Attack", "Backdoor", "Family", "Mounted"]
+__all__ = ["Attack", "Backdoor", "Family", "Mounted", "unchanged"]
 
 
 class Family(StrEnum):
@@ -31,12 +31,20 @@ class Family(StrEnum):
 class Backdoor:
     """One trigger with its label map; the trigger takes and gives float [N, C, H, W] in [0, 1].
 
-    The engine rounds what it gives to 8 bits.
+    The engine rounds what it gives to 8 bits. given: reads the images that carry the feature already (a semantic
+    backdoor, or somebody's poisoned files): they are scored as they are in the place of stamped test images, and
+    the trigger is `unchanged`. Their labels are the true ones, -1 where nobody knows.
     """
 
     name: str
     trigger: Callable[[Images], Images]
     labels: LabelMap
+    given: Callable[[], ImageSet] | None = None
+
+
+def unchanged(images: Images) -> Images:
+    """The images themselves: the trigger of a backdoor whose images are given."""
+    return images
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gauntlet import __version__
+from gauntlet.audit.commands import add_audit, add_eval, add_predict
 from gauntlet.clock import age
 from gauntlet.errors import GauntletError, SettingError, StoreError
 from gauntlet.options import OPTIONS, options_from
@@ -39,6 +40,8 @@ examples:
   gauntlet report results/20261121-023000-quick
                                              rebuild the reports of a run and print its leaderboard
   gauntlet store prune --older-than 30 --dry-run
+  gauntlet audit --model suspicious.h5 --clean clean_images.h5
+                                             every repair, detector and verdict on a model that you were handed
 """
 
 
@@ -81,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_report(commands)
     _add_store(commands)
+    add_audit(commands)
+    add_predict(commands)
+    add_eval(commands)
     return parser
 
 

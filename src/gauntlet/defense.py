@@ -150,18 +150,22 @@ class InputDetector(Defense):
     """Judges each input at test time and rejects what it flags.
 
     The engine takes the threshold from clean images alone, those of the reserve that the scorer hasn't seen: at most a
-    share `false_positive_rate` of them scores above (trap T17). The scorer judges every image by itself, whatever else
-    is in the batch.
+    share `false_positive_rate` of them scores above (trap T17). A detector whose rule leaves no choice gives its own
+    `limit` instead, and may learn from the whole reserve. The scorer judges every image by itself, whatever else is in
+    the batch.
     """
 
     stage: ClassVar[Stage] = Stage.INPUT_DETECTOR
     needs_reserve: ClassVar[bool] = True
+    limit: ClassVar[float | None] = None
 
     false_positive_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
     def learns_from(self, reserve: int) -> int:
-        """How many of `reserve` clean images, fewer than all, the scorer is made from; the rest sets the threshold."""
-        return reserve // 2
+        """How many of `reserve` clean images the scorer is made from; the rest sets the threshold, so that some must
+        remain unless there is a `limit`.
+        """
+        return reserve // 2 if self.limit is None else reserve
 
     def scorer(self, view: DefenderView) -> Scorer:
         """What judges the inputs; view.reserve holds the images that `learns_from` asks for."""

@@ -20,7 +20,8 @@ REJECTED = -1
 class Predictions:
     """Per-sample predictions of one image set: name (`clean` or a backdoor's), true label, wanted label, prediction.
 
-    wanted is -1 where no label is wanted. suspicion, flagged: what an input detector says; None without one.
+    label is -1 where it is unknown, wanted where no label is wanted. suspicion, flagged: what an input detector says;
+    None without one.
     """
 
     name: str
@@ -42,27 +43,28 @@ def count(hits: Tensor) -> Counts:
 
 
 def count_by_class(hits: Tensor, labels: Tensor, classes: int) -> tuple[Counts, ...]:
-    """Counts of a bool tensor for each true class."""
+    """Counts of a bool tensor for each true class; an image of unknown class, -1, counts for none."""
+    hits, labels = hits[labels >= 0], labels[labels >= 0]
     members = torch.bincount(labels, minlength=classes).tolist()
     right = torch.bincount(labels[hits], minlength=classes).tolist()
     return tuple(Counts(hits=hit, n=n) for hit, n in zip(right, members, strict=True))
 
 
-def count_backdoor(
-    backdoor: Backdoor, labels: Tensor, clean: Tensor, triggered: Tensor, classes: int
-) -> BackdoorCounts:
-    """What one backdoor does, from the true labels and the predictions [N] on clean and on triggered images.
+def count_backdoor(backdoor: Backdoor, clean: Predictions, triggered: Predictions, classes: int) -> BackdoorCounts:
+    """What one backdoor does, from the predictions on clean and on triggered images, which may be other ones.
 
     ASR is counted over the images whose wanted label is not the true one (trap T1), for every label map (trap T15).
     """
-    wanted = backdoor.labels.apply(labels, classes)
+    labels, answered = triggered.labels, triggered.answered
     counted = backdoor.labels.eligible(labels, classes)
-    hits = triggered == wanted
+    hits = answered == triggered.wanted
+    known = counted & (labels >= 0)
+    before = backdoor.labels.eligible(clean.labels, classes)
     return BackdoorCounts(
         name=backdoor.name,
         asr=count(hits[counted]),
         asr_inclusive=count(hits),
-        untriggered=count((clean == wanted)[counted]),
-        robust=count((triggered == labels)[counted]),
+        untriggered=count((clean.answered == backdoor.labels.apply(clean.labels, classes))[before]),
+        robust=count((answered == labels)[known]),
         by_class=count_by_class(hits[counted], labels[counted], classes),
     )

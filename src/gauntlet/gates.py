@@ -72,8 +72,8 @@ class _Check:
 def judge(case: Case, scores: Sequence[SeedScore]) -> Verdict:
     """The verdict on a case from the counts of all its seeds, pooled.
 
-    - attack-failed: without the defense the attack stays below case.min_undefended_asr (never for a control, and not
-      for an undefended row that has a gate on its ASR: there the gate speaks).
+    - attack-failed: without the defense the attack stays below case.min_undefended_asr (never for a control or where no
+      trigger is known, and not for an undefended row that has a gate on its ASR: there the gate speaks).
     - collapsed: the clean accuracy is below case.collapse times the undefended one.
     - fail: a threshold is broken, and its whole interval with it; marginal: the interval reaches the threshold.
     With several backdoors the worst counts: the strongest for a maximum, the weakest for a minimum.
@@ -95,6 +95,8 @@ def is_undefended(case: Case) -> bool:
 
 def _attack_failed(case: Case, scores: Sequence[SeedScore]) -> Verdict | None:
     asr = max(_by_place([score.undefended_asr for score in scores]), key=_rank)
+    if not any(score.undefended_asr for score in scores):
+        return None
     if case.attack.family is Family.CONTROL or (asr.n and ratio(asr) >= case.min_undefended_asr):
         return None
     check = _Check("undefended ASR", _Estimate.of(asr), case.min_undefended_asr, at_least=True)

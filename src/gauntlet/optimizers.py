@@ -48,8 +48,9 @@ class Optimizers:
 
 def _plain(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     rate, decay = recipe.learning_rate, recipe.weight_decay
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
+    if recipe.optimizer in ("adam", "amsgrad"):
+        amsgrad = recipe.optimizer == "amsgrad"
+        return torch.optim.Adam(parameters, rate, weight_decay=decay, amsgrad=amsgrad, fused=True)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, rate, recipe.momentum, weight_decay=decay, fused=True)
     if recipe.optimizer == "rmsprop":

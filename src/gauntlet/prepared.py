@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gauntlet.errors import DataError
 from gauntlet.facts import TaskFacts
-from gauntlet.splits import split
+from gauntlet.splits import halved, split
 from gauntlet.task import RawTask
 
 __all__ = ["FactsCodec", "Prepared", "PreparedCodec", "Split", "prepare_raw"]
@@ -39,7 +39,9 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """mean, std: of the training split by channel, of values in [0, 1]; std is 1 for a channel that never varies."""
+    """mean, std: of the training split by channel, of values in [0, 1]; std is 1 for a channel that never varies.
+    Without a training split they are 0 and 1.
+    """
 
     facts: TaskFacts
     training: Split
@@ -53,9 +55,10 @@ def prepare_raw(raw: RawTask, name: str) -> Prepared:
     """Check what a source yielded and split it. DataError says what is wrong with it."""
     _check(raw, name)
     classes = len(raw.class_names)
-    rows = split(raw.labels, classes, own_test=raw.test_images is not None)
+    divide = halved if raw.clean_only else split
+    rows = divide(raw.labels, classes, own_test=raw.test_images is not None)
     training, reserve, test = (_select(raw, part) for part in (rows.training, rows.reserve, rows.test))
-    origin = "a stratified quarter of the images"
+    origin = f"a stratified {'half' if raw.clean_only else 'quarter'} of the images"
     if raw.test_images is not None and raw.test_labels is not None:
         size = len(raw.test_images)
         index = torch.arange(len(raw.images), len(raw.images) + size)
@@ -88,6 +91,10 @@ def _check(raw: RawTask, name: str) -> None:
         if raw.test_images.shape[1:] != raw.images.shape[1:]:
             shapes = f"{list(raw.images.shape[1:])} and {list(raw.test_images.shape[1:])}"
             raise DataError(f"task {name}: training and test images differ in [C, H, W]: {shapes}")
+    if raw.clean_only:
+        if raw.test_images is None and len(raw.images) < 2:
+            raise DataError(f"task {name}: one image; the defender and the evaluator need at least one each")
+        return
     least = 3 if raw.test_images is None else 2
     counts = torch.bincount(raw.labels, minlength=classes)
     rarest = int(counts.argmin())
@@ -129,6 +136,9 @@ def _hash(parts: Sequence[Split]) -> str:
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation by channel, from whole-number sums, so that they are the same on every machine."""
+    if not len(images):
+        channels = images.shape[1]
+        return (0.0,) * channels, (1.0,) * channels
     means, deviations = [], []
     for channel in range(images.shape[1]):
         histogram = torch.bincount(images[:, channel].flatten(), minlength=256).tolist()

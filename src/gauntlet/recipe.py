@@ -20,14 +20,15 @@ class Recipe:
     training data; early stopping looks at that share alone, and counts as better what is lower by min_delta.
     augmentation: `crop` pads by `crop_padding` pixels and crops at random, `flip` mirrors at random; both act on
     images that already carry the trigger. label_smoothing is plain cross-entropy's; other objectives have none.
-    momentum is that of `sgd` and `muon`. `muon` updates the weights of hidden layers; biases, normalisation and the
+    momentum is that of `sgd` and `muon`. `amsgrad` is Adam with the AMSGrad correction (Reddi et al. 2018,
+    arXiv:1904.09237). `muon` updates the weights of hidden layers; biases, normalisation and the
     last layer get Adam at `rest_rate`, on the same schedule and without weight decay. precision `auto` takes bf16
     autocast where the device and the network's size make it pay.
     """
 
     epochs: Positive = 10.0
     batch_size: Count = 128
-    optimizer: Literal["sgd", "adam", "rmsprop", "adagrad", "muon"] = "adam"
+    optimizer: Literal["sgd", "adam", "amsgrad", "rmsprop", "adagrad", "muon"] = "adam"
     learning_rate: Positive = 1e-3
     rest_rate: Positive = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -99,7 +99,7 @@ class _Deployed:
 
     def predictions(self, sets: TestSets, backdoor: Backdoor | None) -> Predictions:
         """What it says to the clean test images, or to those with the backdoor's trigger."""
-        tools, labels = self.tools, sets.labels
+        tools, labels = self.tools, sets.labels(backdoor)
         shown = sets.shown(backdoor, self.defense, tools.seed)
         predicted = predict(self.network, shown, tools.recipe, tools.device)
         name, wanted = "clean", torch.full_like(labels, -1)
@@ -115,19 +115,18 @@ def _measure(attack: Attack, mounted: Mounted, deployed: _Deployed) -> Score:
     tools = deployed.tools
     data, classes = tools.data, tools.data.facts.classes
     tested = TestSets(data, attack, tools.device, tools.memory)
-    labels = tested.labels
     clean = deployed.predictions(tested, None)
     sets = [clean]
     backdoors = []
     for backdoor in attack.backdoors:
         triggered = deployed.predictions(tested, backdoor)
-        measured = count_backdoor(backdoor, labels, clean.answered, triggered.answered, classes)
+        measured = count_backdoor(backdoor, clean, triggered, classes)
         backdoors.append(measured.model_copy(update={"distances": tested.distances(backdoor)}))
         sets.append(triggered)
-    right = clean.answered == labels
+    right = clean.answered == clean.labels
     counts = TestCounts(
         clean=count(right),
-        clean_by_class=count_by_class(right, labels, classes),
+        clean_by_class=count_by_class(right, clean.labels, classes),
         backdoors=tuple(backdoors),
         poison=poison_counts(mounted, data),
         detector=None if deployed.screen is None else _detector_counts(attack, sets, deployed.screen, classes),

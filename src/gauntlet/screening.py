@@ -36,19 +36,22 @@ class Screen:
 
 
 def screen_of(defense: InputDetector, view: DefenderView) -> Screen:
-    """The detector with its threshold from the part of the clean reserve that its scorer hasn't seen.
+    """The detector with its own limit, or with a threshold from the part of the clean reserve that its scorer hasn't
+    seen.
 
     The reserve's first images go to the scorer: both parts are stratified. GauntletError when none would be left.
     """
     name = name_of(defense)
     size = len(view.reserve)
     learnt = defense.learns_from(size)
-    if not 0 <= learnt < size:
+    if not 0 <= learnt < size + (defense.limit is not None):
         raise GauntletError(f"{name} learns from {learnt} of {size} clean images, which leaves none for its threshold")
     order = torch.arange(size)
     seen, unseen = (view.reserve.subset(part).materialised() for part in (order[:learnt], order[learnt:]))
     with acting_as(Role.DEFENDER):
         scorer = defense.scorer(replace(view, reserve=seen))
+    if defense.limit is not None:
+        return Screen(name, scorer, defense.limit, view.device)
     clean = _scores(name, scorer, unseen.images(), view.device)
     return Screen(name, scorer, threshold(clean, defense.false_positive_rate), view.device)
 

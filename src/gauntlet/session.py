@@ -33,7 +33,7 @@ from gauntlet.suite import Suite, find_suite, read_suite
 from gauntlet.task import LoadContext, TaskSource
 from gauntlet.weights import OFFLINE
 
-__all__ = ["Session", "open_session"]
+__all__ = ["Session", "now", "open_context", "open_session", "settle"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,24 +104,34 @@ class Session:
         )
 
 
-def open_session(options: Options, warn: Callable[[str], None], progress: Progress | None = None) -> Session:
-    """Find the plug-ins, read the suites, expand and check their cases. Trains nothing; raises GauntletError.
+def now() -> str:
+    """The time, as records keep it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def open_context(options: Options, warn: Callable[[str], None], progress: Progress | None = None) -> Context:
+    """Find the plug-ins and open the store. Raises GauntletError.
 
     warn gets one sentence when the store meets a damaged entry or can't keep one.
     """
     keep_freed_memory()
-    registry = Registry.discover(options.plugins)
     if options.offline:
         # Architectures look for published weights on their own; they know no options.
         os.environ[OFFLINE] = "1"
-    context = Context(
+    return Context(
         store=Store(options.store, warn),
-        registry=registry,
+        registry=Registry.discover(options.plugins),
         device=choose_device(options.device),
         load=LoadContext(options.data_dir, options.offline),
         progress=progress or Silent(),
         recompute=options.recompute,
     )
+
+
+def open_session(options: Options, warn: Callable[[str], None], progress: Progress | None = None) -> Session:
+    """Find the plug-ins, read the suites, expand and check their cases; the rest as `open_context`. Trains nothing."""
+    context = open_context(options, warn, progress)
+    registry = context.registry
     known: dict[str, TaskFacts] = {}
 
     def facts_of(source: TaskSource, name: str) -> TaskFacts:
@@ -134,12 +144,12 @@ def open_session(options: Options, warn: Callable[[str], None], progress: Progre
     cases = merged(
         expand(suite, registry, facts_of, tasks=options.tasks, seeds=options.seeds, recipe=forced) for suite in suites
     )
-    _settle(cases)
+    settle(cases)
     warnings = [text for suite in suites for text in _unmatched(suite, registry)]
-    return Session(context, tuple(cases), known, tuple(warnings), datetime.now(UTC).isoformat(timespec="seconds"))
+    return Session(context, tuple(cases), known, tuple(warnings), now())
 
 
-def _settle(cases: Sequence[Case]) -> None:
+def settle(cases: Sequence[Case]) -> None:
     """Read the code of every step now: what runs later is what was loaded now, even when its file changes meanwhile."""
     parts = (part for case in cases for part in (case.attack, case.architecture, case.defense))
     for module in dict.fromkeys(type(part).__module__ for part in parts):

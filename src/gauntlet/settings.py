@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Hashable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import Field, PydanticUserError, TypeAdapter, ValidationError
@@ -23,6 +24,7 @@ __all__ = [
     "changed",
     "check_types",
     "describe",
+    "paths_in",
     "tag",
     "values",
 ]
@@ -121,6 +123,19 @@ def _defaults(cls: Hashable) -> dict[str, Any]:
         field.name: _plain(field.default if field.default_factory is dataclasses.MISSING else field.default_factory())
         for field in _fields(cast("type[Any]", cls))
     }
+
+
+def paths_in(instance: Any) -> list[Path]:
+    """The files and folders that the settings of an instance name, also inside tuples and nested dataclasses."""
+    return [path for field in _fields(type(instance)) for path in _paths(getattr(instance, field.name))]
+
+
+def _paths(value: object) -> list[Path]:
+    if isinstance(value, Path):
+        return [value]
+    if isinstance(value, tuple):
+        return [path for item in value for path in _paths(item)]
+    return paths_in(value) if dataclasses.is_dataclass(value) else []
 
 
 def tag(name: str, settings: Mapping[str, object]) -> str:

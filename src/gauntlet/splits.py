@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gauntlet import randomness
 
-__all__ = ["Rows", "quota_order", "split"]
+__all__ = ["Rows", "halved", "quota_order", "split"]
 
 _TEST_PARTS = 4
 _RESERVE_PERCENT = 15
@@ -44,6 +44,17 @@ def split(labels: Tensor, classes: int, *, own_test: bool) -> Rows:
     size = min(_RESERVE_LIMIT, len(rows) * _RESERVE_PERCENT // 100)
     reserve, training = _take(rows, labels, quota_order(_count(labels[rows], classes), size))
     return Rows(training.sort().values, reserve, test.sort().values)
+
+
+def halved(labels: Tensor, classes: int, *, own_test: bool) -> Rows:
+    """Split int64 [N] labels of a handed-over model's clean images: one half is the reserve, the other, rounded down,
+    the test; all is reserve where the source has its own test set.
+    """
+    rows = torch.randperm(len(labels), generator=randomness.generator(0, "splits"))
+    size = 0 if own_test else len(rows) // 2
+    test, rest = _take(rows, labels, quota_order(_count(labels, classes), size))
+    reserve, nothing = _take(rest, labels, quota_order(_count(labels[rest], classes), len(rest)))
+    return Rows(nothing, reserve, test.sort().values)
 
 
 def quota_order(counts: Tensor, length: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,7 +23,10 @@ class LoadContext:
 class RawTask:
     """What a source yields: uint8 NCHW images and int64 labels, all of one size.
 
-    Without a test set of its own (test_images None) the engine splits one off, stratified.
+    Without a test set of its own (test_images None) the engine splits one off, stratified. clean_only: clean images of
+    a model that somebody handed over. Nobody trains on them from scratch: one half, stratified, is the defender's
+    reserve, the other the test (all is reserve beside an own test set), any class may be absent, and pixels stay as
+    they are, since the model brings its own normalisation.
     """
 
     images: Tensor
@@ -31,11 +35,17 @@ class RawTask:
     provenance: str
     test_images: Tensor | None = None
     test_labels: Tensor | None = None
+    clean_only: bool = False
 
 
 @dataclass(frozen=True)
 class TaskSource:
-    """A data set. Its fields are its settings; a source with a `path` field is written `name:PATH`."""
+    """A data set. Its fields are its settings; a source with a `path` field is written `name:PATH`.
+
+    reads: suffixes of the files that its `path` takes, as `.h5`; `/` stands for a folder.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ()
 
     def files(self) -> tuple[Path, ...]:
         """The user's own files that this source reads: when one changes, the task is prepared anew."""

@@ -11,8 +11,9 @@ from gauntlet import randomness
 from gauntlet.attack import Attack, Backdoor
 from gauntlet.dataset import TaskData
 from gauntlet.defense import Defense, Preprocessing
+from gauntlet.errors import DataError
 from gauntlet.guard import Role, acting_as
-from gauntlet.images import chunks, to_float, to_uint8
+from gauntlet.images import ImageSet, chunks, to_float, to_uint8
 from gauntlet.maths.distances import per_image, summary
 from gauntlet.memory import Memory
 
@@ -52,13 +53,16 @@ class TestSets:
     device: torch.device
     memory: Memory
 
-    @property
-    def labels(self) -> Tensor:
-        """int64 [N]: the true ones."""
+    def labels(self, backdoor: Backdoor | None) -> Tensor:
+        """int64 [N]: the true ones; -1 for an unknown one of given images."""
+        if backdoor is not None and backdoor.given is not None:
+            return self._given(backdoor).labels
         return self.data.test.open().labels
 
     def images(self, backdoor: Backdoor | None) -> Tensor:
         """uint8 [N, C, H, W]: the clean images, or those with the backdoor's trigger."""
+        if backdoor is not None and backdoor.given is not None:
+            return self._given(backdoor).base
         test = self.data.test.open()
         clean = test.base if torch.equal(test.rows, torch.arange(len(test.base))) else test.images()
         if backdoor is None:
@@ -66,7 +70,9 @@ class TestSets:
         return self.memory.get(("stamped", *self._name(backdoor)), lambda: stamp(backdoor, clean), lambda made: [made])
 
     def distances(self, backdoor: Backdoor) -> dict[str, dict[str, float]]:
-        """How far the trigger moves the test images (`gauntlet.maths.distances`)."""
+        """How far the trigger moves the test images (`gauntlet.maths.distances`); empty for given images."""
+        if backdoor.given is not None:
+            return {}
 
         def measure() -> dict[str, dict[str, float]]:
             clean, stamped = self.images(None), self.images(backdoor)
@@ -92,6 +98,22 @@ class TestSets:
         drew = not torch.equal(generator.get_state(), before)
         self.memory.put((*name, seed) if drew else name, made, [made])
         return made
+
+    def _given(self, backdoor: Backdoor) -> ImageSet:
+        read = backdoor.given
+        if read is None:
+            raise AssertionError(f"{backdoor.name} has a trigger of its own")
+
+        def make() -> ImageSet:
+            given = read().materialised()
+            if not len(given) or given.shape != self.data.facts.shape:
+                raise DataError(
+                    f"backdoor {backdoor.name}: {len(given)} images of {list(given.shape)}; due: at least one of "
+                    f"{list(self.data.facts.shape)}, as the task's"
+                )
+            return given
+
+        return self.memory.get(("given", *self._name(backdoor)), make, lambda made: [made.base, made.labels])
 
     def _name(self, backdoor: Backdoor | None) -> tuple[object, ...]:
         # Clean images are the same for every attack.

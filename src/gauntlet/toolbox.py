@@ -16,6 +16,7 @@ from gauntlet.artifacts import TensorsCodec, is_turned
 from gauntlet.assembly import assemble, mould, wrap
 from gauntlet.dataset import TaskData
 from gauntlet.errors import GauntletError
+from gauntlet.files import content
 from gauntlet.fingerprint import fingerprint, versions
 from gauntlet.images import ImageSet
 from gauntlet.keys import key
@@ -26,7 +27,7 @@ from gauntlet.plugin import name_of
 from gauntlet.precision import arithmetic
 from gauntlet.progress import Progress
 from gauntlet.recipe import Recipe
-from gauntlet.settings import values
+from gauntlet.settings import paths_in, values
 from gauntlet.store import Store
 from gauntlet.training import fit
 
@@ -37,8 +38,10 @@ _VICTIMS = ("training",)
 
 
 def describe(plugin: object) -> dict[str, Any]:
-    """A plug-in as part of a key: its name and all its settings."""
-    return {"name": name_of(plugin), **values(plugin)}
+    """A plug-in as part of a key: its name, all its settings, and the content of the files that they name."""
+    described = {"name": name_of(plugin), **values(plugin)}
+    contents = {str(path): content(path) for path in paths_in(plugin)}
+    return described | ({"contents": contents} if contents else {})
 
 
 @dataclass(frozen=True, eq=False)

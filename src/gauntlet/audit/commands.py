@@ -1,0 +1,224 @@
+"""`gauntlet audit`, `gauntlet predict` and `gauntlet eval`. What is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gauntlet.errors import GauntletError, SettingError
+from gauntlet.options import OPTIONS, options_from
+
+if TYPE_CHECKING:
+    from gauntlet.progress import Progress
+    from gauntlet.records import Record
+
+__all__ = ["add_audit", "add_eval", "add_predict"]
+
+_SHARED = ("--device", "--seeds", "--store", "--results", "--data-dir", "--offline", "--recompute", "--plugin")
+
+_AUDIT_EXAMPLES = """\
+examples:
+  gauntlet audit --model sunglasses_bd_net.h5 --clean clean_validation_data.h5
+  gauntlet audit --model net.h5 --clean photos/ --trigger glasses.png@0,15 --max-asr 0.05
+  gauntlet audit --model weights.h5 --network deepid --clean clean.h5 --poisoned poisoned.h5
+
+The report goes to results/<run>/audit.md and audit.html, the best repair that passes the gate to results/<run>/repaired
+and, as a pair that flags what both disagree on, to results/<run>/n_plus_1 (`gauntlet predict` takes either).
+Exit codes: 0 done, 1 a model verdict flagged the model or a trigger works (only with --fail-if-suspicious), 2 an error.
+"""
+
+
+def add_audit(commands: Any) -> None:
+    """Register `gauntlet audit`."""
+    parser = commands.add_parser(
+        "audit",
+        help="audit a model that somebody handed you",
+        description="Run every applicable repair, input detector and model verdict on a model and some clean images.",
+        epilog=_AUDIT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", type=Path, required=True, metavar="FILE", help="Keras .h5, .safetensors, .pt or .onnx")
+    add("--clean", required=True, metavar="DATA", help="clean images: an .h5 file, a folder of classes, or TASK:PATH")
+    add("--network", default="", metavar="NAME", help="the architecture, where the file holds weights alone")
+    add("--test", type=Path, metavar="DATA", help="clean images for the evaluator (otherwise half of --clean)")
+    add(
+        "--poisoned", type=Path, action="append", default=[], metavar="FILE", help="triggered images with wanted labels"
+    )
+    add("--trigger", action="append", default=[], metavar="PNG@X,Y[:TARGET]", help="a suspected trigger; repeatable")
+    add("--input-range", choices=("0..1", "0..255"), default="0..1", help="what the model takes pixels as (0..1)")
+    add("--classes", type=int, default=0, metavar="N", help="number of classes (otherwise the file or the data say it)")
+    add("--suite", default="audit", metavar="NAME", help="suite that lists the defenses (audit)")
+    add("--only", action="append", default=[], metavar="DEFENSE", help="only this defense of the suite; repeatable")
+    add("--reserve", type=int, default=0, metavar="N", help="clean images for the defender (otherwise all of its part)")
+    add("--min-clean-accuracy", type=_share, metavar="S", help="gate of a repair (5 points below the model as it is)")
+    add("--max-asr", type=_share, default=0.1, metavar="S", help="gate of a repair where a trigger is known (0.1)")
+    add("--fail-if-suspicious", action="store_true", help="exit with 1 when the model is flagged or a trigger works")
+    for option in OPTIONS:
+        if option.flag in _SHARED:
+            option.add_to(parser.add_argument)
+    parser.set_defaults(command=_audit)
+
+
+def add_predict(commands: Any) -> None:
+    """Register `gauntlet predict`."""
+    parser = commands.add_parser(
+        "predict",
+        help="one class for one image",
+        description="Print the class of an image, 0 to N - 1, or N when a pair of models disagrees: poisoned.",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a folder that an audit exported")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="a PNG or JPEG of the model's size")
+    parser.add_argument("--resize", action="store_true", help="resize an image of another size (bilinear)")
+    _plugin(parser)
+    parser.set_defaults(command=_predict)
+
+
+def add_eval(commands: Any) -> None:
+    """Register `gauntlet eval`."""
+    parser = commands.add_parser(
+        "eval",
+        help="the accuracy of a model on a file of images",
+        description="Print the share of images whose class is their label, in percent; of triggered images that carry "
+        "the target's label this is the attack success rate.",
+    )
+    parser.add_argument("data", metavar="DATA", help="an .h5 file, a folder of classes, or TASK:PATH")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a model file, or a folder that an audit exported")
+    parser.add_argument("--network", default="", metavar="NAME", help="the architecture of a file of weights alone")
+    parser.add_argument(
+        "--input-range", choices=("0..1", "0..255"), default="0..1", help="what the model takes pixels as"
+    )
+    parser.add_argument("--classes", type=int, default=0, metavar="N", help="number of classes")
+    _plugin(parser)
+    parser.set_defaults(command=_eval)
+
+
+def _plugin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin", action="append", type=Path, default=[], metavar="FILE", help="load plug-ins from this Python file"
+    )
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; legal: 0 to 1, as in 0.9 for 90 %")
+    return share
+
+
+def _audit(chosen: argparse.Namespace) -> int:
+    from datetime import UTC, datetime
+
+    from rich.console import Console
+
+    from gauntlet.audit.report import headline, write_audit
+    from gauntlet.audit.request import Request, parse_trigger
+    from gauntlet.audit.run import perform
+    from gauntlet.audit.setup import open_audit
+    from gauntlet.results import ResultsWriter, run_name
+    from gauntlet.terminal import print_leaderboard
+
+    request = Request(
+        model=chosen.model,
+        clean=chosen.clean,
+        network=chosen.network,
+        test=chosen.test,
+        poisoned=tuple(chosen.poisoned),
+        triggers=tuple(parse_trigger(text) for text in chosen.trigger),
+        input_range=chosen.input_range,
+        classes=_positive("--classes", chosen.classes),
+        suite=chosen.suite,
+        only=tuple(chosen.only),
+        reserve=_positive("--reserve", chosen.reserve),
+        min_clean=chosen.min_clean_accuracy,
+        max_asr=chosen.max_asr,
+    )
+    options = options_from(lambda dest: vars(chosen).get(dest))
+    console = Console(highlight=False)
+    progress, close = _progress()
+    try:
+        audit = open_audit(request, options, _warn, progress)
+        name = run_name(f"audit-{request.model.stem}", datetime.now(UTC).astimezone())
+        writer = ResultsWriter(options.results / name, _warn)
+        found = perform(audit, writer, lambda record: _tell(console, record))
+        files = writer.finish(audit.session.context.registry) + write_audit(writer.folder, audit, found)
+    finally:
+        close()
+    files += found.best.files if found.best else ()
+    print_leaderboard(found.records, console, files)
+    console.print()
+    console.print(headline(found), style="bold")
+    suspicious = any(found.suspects.values()) or any(
+        backdoor.asr.hits > backdoor.asr.n / 2 for score in found.records[0].scores for backdoor in score.backdoors
+    )
+    return 1 if suspicious and chosen.fail_if_suspicious else 0
+
+
+def _positive(flag: str, value: int) -> int:
+    if value < 0:
+        raise SettingError(f"{flag} {value}: legal: from 1")
+    return value
+
+
+def _progress() -> tuple[Progress, Callable[[], None]]:
+    from gauntlet.live import LiveLine, open_terminal
+    from gauntlet.progress import Silent
+
+    terminal = open_terminal() if sys.stderr.isatty() else None
+    if terminal is None:
+        return Silent(), lambda: None
+    line = LiveLine(terminal)
+
+    def close() -> None:
+        line.clear()
+        terminal.close()
+
+    return line, close
+
+
+def _tell(console: Any, record: Record) -> None:
+    from gauntlet.summary import defense_label, seconds
+    from gauntlet.wording import duration
+
+    reason = f": {record.reason}" if record.reason else ""
+    console.print(f"{defense_label(record)} {record.status} ({duration(seconds(record))}){reason}", soft_wrap=True)
+
+
+def _warn(text: str) -> None:
+    sys.stderr.write(f"gauntlet: warning: {text}\n")
+
+
+def _predict(chosen: argparse.Namespace) -> int:
+    from gauntlet.audit.bundle import open_bundle
+    from gauntlet.audit.inputs import one_image
+    from gauntlet.registry import Registry
+
+    bundle = open_bundle(chosen.bundle, Registry.discover(chosen.plugin))
+    image = one_image(chosen.image, bundle.shape, resize=chosen.resize)
+    sys.stdout.write(f"{int(bundle.predict(image))}\n")
+    return 0
+
+
+def _eval(chosen: argparse.Namespace) -> int:
+    from gauntlet.audit.inputs import accuracy
+    from gauntlet.registry import Registry
+
+    try:
+        share = accuracy(
+            Registry.discover(chosen.plugin),
+            chosen.data,
+            chosen.model,
+            network=chosen.network,
+            input_range=chosen.input_range,
+            classes=_positive("--classes", chosen.classes),
+        )
+    except RecursionError as error:
+        raise GauntletError(f"{chosen.model} is nested too deep") from error
+    sys.stdout.write(f"Classification accuracy: {100 * share}\n")
+    return 0

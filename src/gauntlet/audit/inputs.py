@@ -1,0 +1,94 @@
+"""One image for `gauntlet predict`, and a whole file of them for `gauntlet eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gauntlet.audit.bundle import Bundle, open_bundle
+from gauntlet.audit.request import Request
+from gauntlet.audit.setup import open_audit, task_entry
+from gauntlet.errors import DataError
+from gauntlet.images import chunks
+from gauntlet.mounting import mount
+from gauntlet.options import Options
+from gauntlet.pipeline import tools_for
+from gauntlet.plugin import Kind
+from gauntlet.progress import Silent
+from gauntlet.registry import Registry
+from gauntlet.task import LoadContext, TaskSource
+from gauntlet.training import predict
+
+__all__ = ["accuracy", "one_image"]
+
+_MAX_BYTES = 1 << 26
+_MAX_PIXELS = 1 << 24
+_MODES = {1: "L", 3: "RGB"}
+
+
+def one_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False) -> Tensor:
+    """uint8 [1, C, H, W] of a PNG or JPEG; DataError for another size, unless `resize` asks to make it fit."""
+    channels, height, width = shape
+    if channels not in _MODES:
+        raise DataError(f"{path}: the model takes {channels} channels, which no PNG or JPEG has; legal: 1 or 3")
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise DataError(f"{path} has more than {_MAX_BYTES >> 20} MiB")
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise DataError(f"{path}: {image.width}x{image.height} pixels; legal: at most {_MAX_PIXELS:,} in all")
+            if image.size != (width, height) and not resize:
+                raise DataError(
+                    f"{path} is {image.height} high and {image.width} wide, the model takes {height} high and {width} "
+                    "wide; --resize makes it fit"
+                )
+            plain = (image.convert("RGBA") if image.mode in {"P", "PA"} else image).convert(_MODES[channels])
+            if plain.size != (width, height):
+                plain = plain.resize((width, height), Image.Resampling.BILINEAR)
+            pixels: Any = np.array(plain, dtype=np.uint8)
+    except DataError:
+        raise
+    except Exception as error:  # decoders meet hostile bytes with whatever comes to their mind
+        raise DataError(f"{path} can't be read as a PNG or JPEG: {' '.join(str(error).split())}") from None
+    values = torch.from_numpy(pixels)
+    return (values[None] if channels == 1 else values.permute(2, 0, 1))[None].contiguous()
+
+
+def accuracy(
+    registry: Registry, data: str, model: Path, *, network: str = "", input_range: str = "0..1", classes: int = 0
+) -> float:
+    """The share of the images of `data` whose label the model, a file or a bundle, gives. Raises GauntletError."""
+    if model.is_dir():
+        return _bundle_accuracy(open_bundle(model, registry), data, registry)
+    request = Request(model, data, network=network, input_range=input_range, classes=classes, only=("none",))
+    audit = open_audit(request, Options(), _ignore, Silent())
+    case = audit.session.cases[0]
+    tools = tools_for(case, case.seeds[0], audit.session.context)
+    made = mount(case.attack, tools).value.network
+    right = total = 0
+    for part in (tools.data.reserve_pool, tools.data.test.open()):
+        if len(part):
+            right += int((predict(made, part.images(), tools.recipe, tools.device) == part.labels).sum())
+            total += len(part)
+    return right / total
+
+
+def _bundle_accuracy(bundle: Bundle, data: str, registry: Registry) -> float:
+    entry = task_entry(data, None, bundle.classes, registry)
+    source: TaskSource = registry.build(Kind.TASK, entry.name, entry.settings)
+    raw = source.load(LoadContext(Options().data_dir, offline=True))
+    if tuple(raw.images.shape[1:]) != bundle.shape:
+        raise DataError(f"{data} holds images {list(raw.images.shape[1:])}, the bundle takes {list(bundle.shape)}")
+    right = sum(
+        int((bundle.predict(raw.images[part]) == raw.labels[part]).sum()) for part in chunks(len(raw.images), 256)
+    )
+    return right / len(raw.images)
+
+
+def _ignore(_warning: str) -> None:
+    return None

@@ -1,0 +1,218 @@
+"""From a request to the cases of an audit: which plug-ins read the files, which classes the triggers aim at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gauntlet.architecture import Architecture
+from gauntlet.attack import Attack
+from gauntlet.audit.request import Request, Suspicion
+from gauntlet.case import Case
+from gauntlet.dataset import facts
+from gauntlet.errors import SettingError, nearest
+from gauntlet.expansion import expand
+from gauntlet.facts import TaskFacts
+from gauntlet.mounting import mount
+from gauntlet.options import Options
+from gauntlet.paths import suite_folders
+from gauntlet.pipeline import Context, tools_for
+from gauntlet.plugin import Kind
+from gauntlet.progress import Progress
+from gauntlet.registry import Registry
+from gauntlet.session import Session, now, open_context, settle
+from gauntlet.suite import Entry, Suite, find_suite, read_suite
+from gauntlet.task import TaskSource
+from gauntlet.testsets import TestSets
+from gauntlet.training import predict
+
+__all__ = ["Audit", "open_audit", "task_entry"]
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """found: the triggers with the target of each, by the share of triggered images that it was found by (NaN: given).
+
+    The session's cases are one a defense, the undefended one first.
+    """
+
+    request: Request
+    session: Session
+    found: tuple[tuple[Suspicion, float], ...]
+
+    @property
+    def facts(self) -> TaskFacts:
+        """Of the clean images."""
+        return self.session.facts[self.session.cases[0].task_name]
+
+
+def open_audit(request: Request, options: Options, warn: Warn, progress: Progress) -> Audit:
+    """Read the files' heads, prepare the clean images, find the targets of the triggers. Raises GauntletError."""
+    context = open_context(options, warn, progress)
+    suite = read_suite(find_suite(request.suite, suite_folders()))
+    registry = context.registry
+    architecture, weights = _model(request, registry)
+    task = _task(request, registry, architecture)
+    found = tuple((trigger, float("nan")) for trigger in request.triggers)
+    known: dict[str, TaskFacts] = {}
+
+    def made(triggers: tuple[Suspicion, ...]) -> tuple[Case, ...]:
+        settings = _handed_over(request, weights, triggers)
+        attack = Entry(name=suite.attacks[0].name, settings=suite.attacks[0].settings | settings)
+        return tuple(_cases(request, suite, context, (task, architecture, attack), known))
+
+    if any(trigger.target is None for trigger in request.triggers):
+        progress.step("looking where the triggers lead")
+        probe = made(tuple(replace(trigger, target=trigger.target or 0) for trigger in request.triggers))
+        found = tuple(_aimed(request.triggers, probe[0], context))
+    cases = made(tuple(trigger for trigger, _ in found))
+    settle(cases)
+    return Audit(request, Session(context, cases, known, (), now()), found)
+
+
+def _model(request: Request, registry: Registry) -> tuple[Entry, Path | None]:
+    """The architecture, and the file of its weights where that is another one."""
+    if not request.model.is_file():
+        raise SettingError(f"--model {request.model}: no such file")
+    if request.network:
+        registry.get(Kind.MODEL, request.network)
+        return Entry(name=request.network), request.model
+    suffix = request.model.suffix.lower()
+    name = _reader(registry, Kind.MODEL, suffix)
+    if name is None:
+        raise SettingError(
+            f"--model {request.model}: files named *{suffix} don't say what network they belong to; give --network "
+            "NAME (`gauntlet list models` shows them)"
+        )
+    settings: dict[str, Any] = {"path": str(request.model)}
+    if request.input_range != "0..1":
+        settings["input_range"] = request.input_range
+    return Entry(name=name, settings=settings), None
+
+
+def _task(request: Request, registry: Registry, architecture: Entry) -> Entry:
+    built: Architecture = registry.build(Kind.MODEL, architecture.name, architecture.settings)
+    declared = built.declared()
+    return task_entry(request.clean, request.test, request.classes or (declared[1] if declared else 0), registry)
+
+
+def task_entry(text: str, test: Path | None, classes: int, registry: Registry) -> Entry:
+    """The task of clean images that `text` names: a file, a folder or NAME:PATH; classes: 0 where the data say it."""
+    name, colon, path = text.partition(":")
+    if not colon or name not in registry.classes(Kind.TASK):
+        place = Path(text)
+        suffix = "/" if place.is_dir() else place.suffix.lower()
+        if not place.exists():
+            raise SettingError(f"--clean {place}: no such file or folder")
+        found = _reader(registry, Kind.TASK, suffix)
+        if found is None:
+            raise SettingError(f"--clean {place}: no task reads files named *{suffix}; legal: {_readable(registry)}")
+        name, path = found, text
+    settings: dict[str, Any] = {"path": path, "clean_only": True}
+    if test is not None:
+        settings["test"] = str(test)
+    if classes:
+        settings["classes"] = classes
+    return Entry(name=name, settings=settings)
+
+
+def _reader(registry: Registry, kind: Kind, suffix: str) -> str | None:
+    return next((name for name, cls in registry.classes(kind).items() if suffix in cls.reads), None)
+
+
+def _readable(registry: Registry) -> str:
+    known = sorted({suffix for cls in registry.classes(Kind.TASK).values() for suffix in cls.reads})
+    return ", ".join("a folder" if suffix == "/" else f"*{suffix}" for suffix in known)
+
+
+def _handed_over(request: Request, weights: Path | None, triggers: tuple[Suspicion, ...]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    if weights is not None:
+        settings["weights"] = str(weights)
+        if request.input_range != "0..1":
+            settings["input_range"] = request.input_range
+    if request.poisoned:
+        settings["poisoned"] = [str(path) for path in request.poisoned]
+    if triggers:
+        settings["triggers"] = [
+            {
+                "name": name,
+                "picture": str(trigger.picture),
+                "x": trigger.x,
+                "y": trigger.y,
+                "target": trigger.target or 0,
+            }
+            for name, trigger in zip(_names(triggers), triggers, strict=True)
+        ]
+    return settings
+
+
+def _names(triggers: tuple[Suspicion, ...]) -> Iterator[str]:
+    """The pictures' names, numbered where two are alike."""
+    stems = [trigger.picture.stem for trigger in triggers]
+    for place, stem in enumerate(stems):
+        yield stem if stems.count(stem) == 1 else f"{stem} {stems[: place + 1].count(stem)}"
+
+
+def _cases(
+    request: Request,
+    suite: Suite,
+    context: Context,
+    parts: tuple[Entry, Entry, Entry],
+    known: dict[str, TaskFacts],
+) -> Iterator[Case]:
+    """The suite's cases on the user's files."""
+
+    def facts_of(source: TaskSource, name: str) -> TaskFacts:
+        if name not in known:
+            known[name] = facts(source, name, context.store, context.load, context.progress.step)
+        return known[name]
+
+    task, architecture, attack = parts
+    names = {entry.name for entry in suite.defenses}
+    for name in request.only:
+        if name not in names:
+            raise nearest(name, names, "defense of the audit")
+    kept = tuple(entry for entry in suite.defenses if not request.only or entry.name in request.only)
+    own = suite.model_copy(
+        update={
+            "tasks": (task,),
+            "architectures": (architecture,),
+            "attacks": (attack,),
+            "defenses": kept,
+            "reserve": 0,
+        }
+    )
+    for case in expand(own, context.registry, facts_of):
+        size = known[case.task_name].reserve_size
+        if request.reserve > size:
+            raise SettingError(
+                f"--reserve {request.reserve}: the defender's part holds {size} images; legal: 1 to {size}"
+            )
+        yield replace(case, reserve=request.reserve or size)
+
+
+def _aimed(triggers: tuple[Suspicion, ...], case: Case, context: Context) -> Iterator[tuple[Suspicion, float]]:
+    """Each trigger with its target: the class that the untouched model sends most of the triggered images to, of those
+    that it doesn't send there without the trigger.
+    """
+    tools = tools_for(case, case.seeds[0], context)
+    network = mount(case.attack, tools).value.network
+    sets = TestSets(tools.data, case.attack, tools.device, tools.memory)
+    clean = predict(network, sets.images(None), tools.recipe, tools.device)
+    attack: Attack = case.attack
+    by_name = {backdoor.name: backdoor for backdoor in attack.backdoors}
+    for name, trigger in zip(_names(triggers), triggers, strict=True):
+        if trigger.target is not None:
+            yield trigger, float("nan")
+            continue
+        answers = predict(network, sets.images(by_name[name]), tools.recipe, tools.device)
+        moved = torch.bincount(answers[answers != clean], minlength=1)
+        target = int(moved.argmax()) if moved.sum() else int(answers.mode().values)
+        yield replace(trigger, target=target), float((answers == target).float().mean())
