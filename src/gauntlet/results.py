@@ -85,6 +85,9 @@ def write_reports(
         except ReportUnavailableError as error:
             warn(f"{report.filename} was not written: {error}")
             continue
+        if not text:
+            (folder / report.filename).unlink(missing_ok=True)
+            continue
         _replace(folder / report.filename, text)
         paths.append(folder / report.filename)
     return paths
