@@ -422,6 +422,14 @@ class Waiting(Attack):
 '''
 
 
+STARTED = """
+import signal, sys, pytest
+# What runs in the background of a shell begins with the signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
 def test_what_was_finished_before_a_blow_is_not_made_again(bench: Bench, tmp_path: Path, blow: signal.Signals) -> None:
     bench.pytester.makepyfile(waiting=WAITING)
@@ -430,14 +438,17 @@ def test_what_was_finished_before_a_blow_is_not_made_again(bench: Bench, tmp_pat
     suite = SUITE.replace('"badnets"', '"waiting"')
     (bench.pytester.path / "tiny.toml").write_text(suite, encoding="utf-8")
     given = ("--plugin=waiting.py", f"--store={tmp_path / 'own'}")
-    command = [sys.executable, "-m", "pytest", "-p", "no:hypothesispytest", "--suite=tiny.toml", *given]
+    command = [sys.executable, "-c", STARTED, "-p", "no:hypothesispytest", "--suite=tiny.toml", *given]
     with subprocess.Popen(command, cwd=bench.pytester.path, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while _finished(bench) < 3 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.3)
         process.send_signal(blow)
-        process.wait(60)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
     assert process.returncode == (pytest.ExitCode.INTERRUPTED if blow == signal.SIGINT else -signal.SIGKILL)
     statuses = list(bench.statuses().values())
     assert statuses == ["pass"] * 3 + ["not-run"] * (3 if blow == signal.SIGINT else 0)

@@ -153,7 +153,7 @@ def _audit(chosen: argparse.Namespace) -> int:
     files += found.best.files if found.best else ()
     print_leaderboard(found.records, console, files)
     console.print()
-    console.print(headline(found), style="bold")
+    console.print(headline(found), style="bold", soft_wrap=True)
     suspicious = any(found.suspects.values()) or any(
         backdoor.asr.hits > backdoor.asr.n / 2 for score in found.records[0].scores for backdoor in score.backdoors
     )

@@ -19,7 +19,7 @@ from gauntlet.errors import DataError
 from gauntlet.files import content
 from gauntlet.records import Record
 from gauntlet.stats import Rate
-from gauntlet.summary import defense_label, defense_seconds, figures
+from gauntlet.summary import defense_label, figures
 from gauntlet.wording import DASH, duration, percent, provenance_lines, rate_text
 
 __all__ = ["Page", "Table", "headline", "page", "write_audit"]
@@ -131,8 +131,10 @@ def _tables(records: Sequence[Record]) -> Iterator[Table]:
 
 def _measured(record: Record) -> Iterator[tuple[str, ...]]:
     found = figures(record)
-    gate = f"{record.status}: {record.reason}" if record.reason else str(record.status)
-    name, took = defense_label(record), duration(defense_seconds(record))
+    # What stands in brackets is said by the row itself.
+    reason = record.reason.partition(" (")[0]
+    gate = f"{record.status}: {reason}" if reason else str(record.status)
+    name, took = defense_label(record), duration(_seconds(record))
     if found is None:
         yield name, record.stage, DASH, DASH, DASH, DASH, gate, took
         return
@@ -142,6 +144,11 @@ def _measured(record: Record) -> Iterator[tuple[str, ...]]:
     for backdoor in found.backdoors:
         shares = (_rate(backdoor.asr), _rate(backdoor.untriggered))
         yield name, record.stage, clean, backdoor.name, *shares, gate, took
+
+
+def _seconds(record: Record) -> float:
+    """What the defense took: a repair in its own step, a detector while it is scored."""
+    return sum(cost.seconds for cost in record.costs if cost.step in ("defense", "score"))
 
 
 def _detected(record: Record) -> Iterator[tuple[str, ...]]:

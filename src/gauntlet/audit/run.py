@@ -92,7 +92,7 @@ def _gate(audit: Audit, first: Record) -> Gate:
     wanted = audit.request.min_clean
     known = any(score.backdoors for score in first.scores)
     return Gate(
-        min_clean_accuracy=max(0.0, clean - CLEAN_LOSS) if wanted is None else wanted,
+        min_clean_accuracy=max(0.0, round(clean - CLEAN_LOSS, 3)) if wanted is None else wanted,
         max_asr=audit.request.max_asr if known else None,
     )
 

@@ -15,7 +15,7 @@ from gauntlet.audit.request import Request, Suspicion
 from gauntlet.case import Case
 from gauntlet.dataset import facts
 from gauntlet.errors import SettingError, nearest
-from gauntlet.expansion import expand
+from gauntlet.expansion import cells
 from gauntlet.facts import TaskFacts
 from gauntlet.mounting import mount
 from gauntlet.options import Options
@@ -23,10 +23,11 @@ from gauntlet.paths import suite_folders
 from gauntlet.pipeline import Context, tools_for
 from gauntlet.plugin import Kind
 from gauntlet.progress import Progress
+from gauntlet.recipe import Recipe
 from gauntlet.registry import Registry
 from gauntlet.session import Session, now, open_context, settle
+from gauntlet.settings import build
 from gauntlet.suite import Entry, Suite, find_suite, read_suite
-from gauntlet.task import TaskSource
 from gauntlet.testsets import TestSets
 from gauntlet.training import predict
 
@@ -60,20 +61,22 @@ def open_audit(request: Request, options: Options, warn: Warn, progress: Progres
     architecture, weights = _model(request, registry)
     task = _task(request, registry, architecture)
     found = tuple((trigger, float("nan")) for trigger in request.triggers)
-    known: dict[str, TaskFacts] = {}
 
-    def made(triggers: tuple[Suspicion, ...]) -> tuple[Case, ...]:
+    def made(triggers: tuple[Suspicion, ...]) -> list[tuple[Case, TaskFacts]]:
         settings = _handed_over(request, weights, triggers)
         attack = Entry(name=suite.attacks[0].name, settings=suite.attacks[0].settings | settings)
-        return tuple(_cases(request, suite, context, (task, architecture, attack), known))
+        return list(_cases(request, suite, options, context, (task, architecture, attack)))
 
     if any(trigger.target is None for trigger in request.triggers):
         progress.step("looking where the triggers lead")
         probe = made(tuple(replace(trigger, target=trigger.target or 0) for trigger in request.triggers))
-        found = tuple(_aimed(request.triggers, probe[0], context))
-    cases = made(tuple(trigger for trigger, _ in found))
+        found = tuple(_aimed(request.triggers, probe[0][0], context))
+    pairs = made(tuple(trigger for trigger, _ in found))
+    cases = tuple(case for case, _ in pairs)
     settle(cases)
-    return Audit(request, Session(context, cases, known, (), now()), found)
+    # Weights that don't fit must be said before anything is written.
+    mount(cases[0].attack, tools_for(cases[0], cases[0].seeds[0], context))
+    return Audit(request, Session(context, cases, {case.task_name: known for case, known in pairs}, (), now()), found)
 
 
 def _model(request: Request, registry: Registry) -> tuple[Entry, Path | None]:
@@ -161,41 +164,43 @@ def _names(triggers: tuple[Suspicion, ...]) -> Iterator[str]:
 
 
 def _cases(
-    request: Request,
-    suite: Suite,
-    context: Context,
-    parts: tuple[Entry, Entry, Entry],
-    known: dict[str, TaskFacts],
-) -> Iterator[Case]:
-    """The suite's cases on the user's files."""
-
-    def facts_of(source: TaskSource, name: str) -> TaskFacts:
-        if name not in known:
-            known[name] = facts(source, name, context.store, context.load, context.progress.step)
-        return known[name]
-
+    request: Request, suite: Suite, options: Options, context: Context, parts: tuple[Entry, Entry, Entry]
+) -> Iterator[tuple[Case, TaskFacts]]:
+    """The suite's cases on the user's files, and the facts of the clean images."""
     task, architecture, attack = parts
     names = {entry.name for entry in suite.defenses}
     for name in request.only:
         if name not in names:
             raise nearest(name, names, "defense of the audit")
     kept = tuple(entry for entry in suite.defenses if not request.only or entry.name in request.only)
-    own = suite.model_copy(
-        update={
-            "tasks": (task,),
-            "architectures": (architecture,),
-            "attacks": (attack,),
-            "defenses": kept,
-            "reserve": 0,
-        }
-    )
-    for case in expand(own, context.registry, facts_of):
-        size = known[case.task_name].reserve_size
-        if request.reserve > size:
-            raise SettingError(
-                f"--reserve {request.reserve}: the defender's part holds {size} images; legal: 1 to {size}"
-            )
-        yield replace(case, reserve=request.reserve or size)
+    places = {"tasks": (task,), "architectures": (architecture,), "attacks": (attack,), "defenses": kept}
+    found = cells(suite.model_copy(update=places), context.registry)
+    source, name = found[0].task.source, Path(task.settings["path"]).name
+    known = facts(source, name, context.store, context.load, context.progress.step)
+    if request.reserve > known.reserve_size:
+        raise SettingError(
+            f"--reserve {request.reserve}: the defender's part holds {known.reserve_size} images; legal: 1 to "
+            f"{known.reserve_size}"
+        )
+    found[0].architecture.check(known)
+    found[0].attack.check(known)
+    recipe = build(Recipe, suite.recipe, f"{suite.file}, recipe")
+    for cell in found:
+        cell.defense.check(known)
+        yield (
+            Case(
+                suite=suite.name,
+                task_name=name,
+                task=source,
+                architecture=cell.architecture,
+                attack=cell.attack,
+                defense=cell.defense,
+                recipe=recipe,
+                reserve=request.reserve or known.reserve_size,
+                seeds=options.seeds or suite.seeds,
+            ),
+            known,
+        )
 
 
 def _aimed(triggers: tuple[Suspicion, ...], case: Case, context: Context) -> Iterator[tuple[Suspicion, float]]:
