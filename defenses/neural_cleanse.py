@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from gauntlet.defense import Inspection, ModelVerdict
 from gauntlet.images import ImageSet, to_float, to_uint8
 from gauntlet.maths.inversion import Inverted, Search, anomaly_index, invert
+from gauntlet.maths.survey import Survey, survey
 from gauntlet.network import Network
 from gauntlet.plugin import defense
 from gauntlet.precision import resolve
@@ -32,6 +34,11 @@ class NeuralCleanse(ModelVerdict):
     triggers together (`gauntlet.maths.inversion`). `repair` trains a flagged victim on with the reserve, a share
     `stamped` of it under the triggers of the suspects, in turn, and every image under its true label; as fine_tuning's,
     the budget is counted in epochs, since the paper's single one would be one step on a reserve of 100 images.
+
+    A task of more than `survey_from` classes is surveyed (`gauntlet.maths.survey`): a brief search for every class;
+    then the full one for the `closest` classes, of the smallest masks, and for `ordinary` others, drawn at random,
+    which give median and deviation. A class that had the brief search alone is never a suspect: its anomaly, among the
+    brief searches, is cut off at `max_index`.
     """
 
     needs_reserve: ClassVar[bool] = True
@@ -48,9 +55,19 @@ class NeuralCleanse(ModelVerdict):
     stamped: Fraction = 0.2
     epochs: Positive = 50.0
     repair_rate: Positive = 0.01
+    survey_from: Count = 64
+    closest: Count = 64
+    ordinary: Count = 32
 
     def inspect(self, view: DefenderView) -> Inspection:
-        reserve = to_float(view.reserve.images().to(view.device))
+        found, anomaly = self._search(view)
+        suspects = tuple((anomaly > self.max_index).nonzero().flatten().tolist())
+        network = self._unlearnt(view, found, suspects) if self.repair and suspects else None
+        return Inspection(anomaly, suspects, network, found.patterns.cpu(), found.masks.cpu())
+
+    def _search(self, view: DefenderView) -> tuple[Inverted, Tensor]:
+        """The triggers of all classes, and float64 [classes] on the CPU, how anomalous each is."""
+        images, classes = to_float(view.reserve.images().to(view.device)), view.facts.classes
         search = Search(
             steps=self.steps,
             batch=self.batch_size,
@@ -59,18 +76,16 @@ class NeuralCleanse(ModelVerdict):
             success=self.success,
             patience=self.patience,
         )
-        found = invert(
-            view.victim,
-            reserve,
-            torch.arange(view.facts.classes, device=view.device),
-            search,
-            generator=view.generator("inversion"),
-            dtype=resolve(view.recipe, view.victim, view.facts.shape, view.device),
-        )
-        anomaly = anomaly_index(found.norms).cpu()
-        suspects = tuple((anomaly > self.max_index).nonzero().flatten().tolist())
-        network = self._unlearnt(view, found, suspects) if self.repair and suspects else None
-        return Inspection(anomaly, suspects, network, found.patterns.cpu(), found.masks.cpu())
+        generator = view.generator("inversion")
+        dtype = resolve(view.recipe, view.victim, view.facts.shape, view.device)
+        if classes <= max(self.survey_from, self.closest + self.ordinary):
+            every = torch.arange(classes, device=view.device)
+            found = invert(view.victim, images, every, search, generator=generator, dtype=dtype)
+            return found, anomaly_index(found.norms).cpu()
+        plan = Survey(self.closest, self.ordinary)
+        surveyed = survey(view.victim, images, classes, search, plan, generator=generator, dtype=dtype)
+        full, anomaly = surveyed.full.cpu(), surveyed.anomaly.cpu()
+        return surveyed.found, torch.where(full, anomaly, anomaly.clamp(max=self.max_index))
 
     def _unlearnt(self, view: DefenderView, found: Inverted, suspects: Sequence[int]) -> Network:
         images = stamped(view.reserve, found, suspects, self.stamped, view.generator("unlearning"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from defenses.fine_pruning import FinePruning, _halves
+from defenses.fine_pruning import FinePruning, halves
 from defenses.fine_tuning import FineTuning
 from gauntlet.defense import require_reserve
 from gauntlet.errors import NotApplicableError, SettingError
@@ -105,7 +105,7 @@ def correct_without(network: Network, channels: Tensor, images: ImageSet) -> int
 def test_the_least_active_channels_go_until_held_out_accuracy_has_dropped_too_far(
     max_drop: float, view: DefenderView, victim: Network
 ) -> None:
-    ranking, held_out = _halves(view.reserve, view.generator("held out"))
+    ranking, held_out = halves(view.reserve, view.generator("held out"))
     order = activations(victim, ranking.images()).argsort(stable=True)
     correct = [correct_without(victim, order[:level], held_out) for level in range(64)]
     expected = next((n for n in range(64) if correct[n] < (1 - max_drop) * correct[0] - 1e-9), 64) - 1
@@ -190,7 +190,7 @@ def test_without_a_convolution_it_says_nothing(view: DefenderView) -> None:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(0, 99))
 def test_halves_are_disjoint_and_stratified(labels: list[int], seed: int) -> None:
     images = ImageSet.of(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), torch.tensor(labels))
-    one, other = _halves(images, torch.Generator().manual_seed(seed))
+    one, other = halves(images, torch.Generator().manual_seed(seed))
 
     assert sorted([*one.rows.tolist(), *other.rows.tolist()]) == list(range(len(labels)))
     assert 0 <= len(one) - len(other) <= 1

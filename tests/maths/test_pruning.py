@@ -40,6 +40,9 @@ CONVOLUTIONAL = sorted(
     name for name, cls in Registry.discover().classes(Kind.MODEL).items() if cls.last_conv is not None
 )
 
+BRANCHING = ("deepid",)
+"""What follows their linear layer reads what the last convolution doesn't reach: its rest runs for each level."""
+
 
 @cache
 def digits() -> ImageSet:
@@ -94,7 +97,7 @@ def test_every_architecture_answers_as_full_passes_do(name: str) -> None:
 
     assert torch.equal(found, full_passes(network, images, order, levels))
     assert parts is not None
-    assert parts.split is not None, "an architecture of the project has lost the cheap way"
+    assert name in BRANCHING or parts.split is not None, "an architecture of the project has lost the cheap way"
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     if channels <= 64:
         assert len(torch.unique(found[0])) > 5

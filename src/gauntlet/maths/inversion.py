@@ -17,6 +17,8 @@ __all__ = ["Inverted", "Search", "anomaly_index", "batches", "invert"]
 
 _AT_ONCE = {"cpu": 512, "cuda": 8192}
 """Images a pass, over all the classes of a group: what bounds the memory of a task of many classes."""
+_VALUES = {"cpu": 512 * 28 * 28, "cuda": 1 << 26}
+"""Values a pass: on a CPU, larger images in as many cost twice the time (docs/defenses.md)."""
 _COSTS = 1e6
 """How far, as a factor, a mask's cost may move from where it began: a class that any mask reaches doubles for ever."""
 
@@ -81,7 +83,8 @@ def invert(
     """
     steps = batches(len(images), search, generator).to(images.device)
     start = torch.rand(1 + images.shape[1], *images.shape[2:], generator=generator).to(images.device)
-    size = max(1, _AT_ONCE[images.device.type] // search.batch)
+    at_once = min(_AT_ONCE[images.device.type], _VALUES[images.device.type] // images[0].numel())
+    size = max(1, at_once // search.batch)
     with _frozen(network), torch.enable_grad():
         groups = [
             _invert(network, images, classes[part], start, steps, search, dtype) for part in chunks(len(classes), size)
@@ -153,16 +156,20 @@ def _frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def anomaly_index(norms: Tensor) -> Tensor:
-    """float64 [K]: by how many deviations each norm lies below the median of all; negative above it.
+def anomaly_index(norms: Tensor, among: Tensor | None = None) -> Tensor:
+    """float64 [K]: by how many deviations each norm lies below the median of all; negative above it. Median and
+    deviation are those of the norms `among`, [M >= 1], where they are given.
 
     The deviation is the median absolute deviation, times 1.4826 as for a normal distribution (Wang et al. 2019, after
     Hampel 1974). Where it is 0 since more than half of the norms are equal, it is the mean absolute deviation times
     1.2533 (Iglewicz & Hoaglin 1993); where all are equal, every index is 0.
     """
     values = norms.double()
-    below = values.quantile(0.5) - values
-    spread = 1.4826 * below.abs().quantile(0.5)
+    ordinary = values if among is None else among.double()
+    median = ordinary.quantile(0.5)
+    distances = (median - ordinary).abs()
+    spread = 1.4826 * distances.quantile(0.5)
     if spread == 0:
-        spread = 1.2533 * below.abs().mean()
+        spread = 1.2533 * distances.mean()
+    below = median - values
     return below / spread if spread else below

@@ -12,7 +12,7 @@ from gauntlet.images import Images, chunks, to_float
 from gauntlet.maths.cut import Cut, Split, cut
 from gauntlet.network import Network
 
-__all__ = ["activations", "hold_pruned", "last_convolution", "prune", "sweep"]
+__all__ = ["activations", "convolution", "hold_pruned", "last_convolution", "prune", "sweep"]
 
 _AT_ONCE = {"cpu": 128, "cuda": 2048}
 """Images a pass: on a CPU, what its caches hold."""
@@ -21,33 +21,43 @@ _SUMMED = {"cpu": 1 << 22, "cuda": 1 << 26}
 
 
 def last_convolution(network: Network) -> nn.Conv2d:
-    """The layer that is pruned; ValueError for a network that names none."""
+    """The layer that is pruned unless another is named; ValueError for a network that names none."""
     layer = None if network.last_conv is None else network.body.get_submodule(network.last_conv)
     if not isinstance(layer, nn.Conv2d):
         raise ValueError(f"the last convolution {network.last_conv} is {type(layer).__name__}, not Conv2d")
     return layer
 
 
-def activations(network: Network, images: Tensor) -> Tensor:
-    """float64 [channels] on the CPU: how active each channel of the last convolution is on images.
+def convolution(network: Network, path: str = "") -> nn.Conv2d:
+    """The convolution at a module path inside the body, or the last one; ValueError that lists those there are."""
+    if not path:
+        return last_convolution(network)
+    layers = {name: part for name, part in network.body.named_modules() if isinstance(part, nn.Conv2d)}
+    if path not in layers:
+        raise ValueError(f"layer = {path!r} is no convolution of this network; legal: {', '.join(layers) or 'none'}")
+    return layers[path]
+
+
+def activations(network: Network, images: Tensor, path: str = "") -> Tensor:
+    """float64 [channels] on the CPU: how active each channel of a convolution is on images; path as in `convolution`.
 
     images: uint8 [N, C, H, W] of any device. The mean, over images and positions, of the absolute value behind the
     first activation function that follows the convolution, through normalisation, pooling and a residual sum if they
     stand between (for a ReLU simply the mean); of the convolution's own output where another layer comes first. Puts
     the network in eval mode.
     """
-    layer = last_convolution(network)
+    layer = convolution(network, path)
     total = torch.zeros(layer.out_channels, dtype=torch.float64, device=layer.weight.device)
-    observe = _observer(network.eval(), layer)
+    observe = _observer(network.eval(), layer, path)
     with torch.inference_mode():
         for batch in _batches(network, images):
             total += observe(batch).abs().flatten(2).mean(2, dtype=torch.float64).sum(0)
     return total.cpu() / len(images)
 
 
-def _observer(network: Network, layer: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+def _observer(network: Network, layer: nn.Conv2d, path: str) -> Callable[[Tensor], Tensor]:
     """A batch of normalised images to the values [N, channels, ...] whose size counts as activation."""
-    parts = _cut(network)
+    parts = _cut(network, path)
     if parts is not None and parts.activation is not None:
         front, activation = parts.front, parts.activation
         return lambda batch: activation(*front(batch))
@@ -64,12 +74,12 @@ def _observer(network: Network, layer: nn.Conv2d) -> Callable[[Tensor], Tensor]:
     return own_output
 
 
-def sweep(network: Network, images: Tensor, order: Tensor, levels: Sequence[int]) -> Tensor:
+def sweep(network: Network, images: Tensor, order: Tensor, levels: Sequence[int], path: str = "") -> Tensor:
     """int64 [len(levels), N] on the CPU: the class of each image with the first `level` channels of `order` pruned.
 
-    images: uint8 [N, C, H, W] of any device; order: int64, distinct output channels of the last convolution; levels:
-    from 0 to len(order), in any order. A pruned channel's output, bias included, is 0. Puts the network in eval mode,
-    and leaves its weights alone. ValueError for other orders and levels.
+    images: uint8 [N, C, H, W] of any device; order: int64, distinct output channels of the convolution at `path` (the
+    last one by default); levels: from 0 to len(order), in any order. A pruned channel's output, bias included, is 0.
+    Puts the network in eval mode, and leaves its weights alone. ValueError for other orders and levels.
 
     What doesn't depend on the convolution runs once, not once a level. Where the rest keeps channels apart up to a
     linear layer, a channel's share in that layer's output is a term of a sum: its terms with the channel and without
@@ -77,7 +87,7 @@ def sweep(network: Network, images: Tensor, order: Tensor, levels: Sequence[int]
     pass, in the last bits). Where it doesn't, the rest runs for each level; a network that torch.fx can't trace is run
     whole.
     """
-    layer = last_convolution(network)
+    layer = convolution(network, path)
     order = order.to(layer.weight.device)
     if len(torch.unique(order)) < len(order) or not all(
         0 <= channel < layer.out_channels for channel in order.tolist()
@@ -88,7 +98,7 @@ def sweep(network: Network, images: Tensor, order: Tensor, levels: Sequence[int]
     if not levels or not len(images):
         return torch.empty(len(levels), len(images), dtype=torch.int64)
     ascending = sorted(set(levels))
-    answer = _answerer(network.eval(), layer, order[: ascending[-1]], ascending)
+    answer = _answerer(network.eval(), layer, path, order[: ascending[-1]], ascending)
     with torch.inference_mode():
         found = torch.cat([answer(batch) for batch in _batches(network, images)], 1).cpu()
     return found[[ascending.index(level) for level in levels]]
@@ -121,8 +131,9 @@ def hold_pruned(layer: nn.Conv2d, channels: Tensor) -> Iterator[None]:
             handle.remove()
 
 
-def _cut(network: Network) -> Cut | None:
-    return None if network.last_conv is None else cut(network.body, network.last_conv)
+def _cut(network: Network, path: str) -> Cut | None:
+    path = path or network.last_conv or ""
+    return cut(network.body, path) if path else None
 
 
 def _batches(network: Network, images: Tensor) -> Iterator[Images]:
@@ -133,9 +144,11 @@ def _batches(network: Network, images: Tensor) -> Iterator[Images]:
         yield network.normalise(batch)
 
 
-def _answerer(network: Network, layer: nn.Conv2d, order: Tensor, levels: Sequence[int]) -> Callable[[Tensor], Tensor]:
+def _answerer(
+    network: Network, layer: nn.Conv2d, path: str, order: Tensor, levels: Sequence[int]
+) -> Callable[[Tensor], Tensor]:
     """A batch of normalised images to int64 [levels, N], in the cheapest way that the network allows."""
-    parts = _cut(network)
+    parts = _cut(network, path)
     if parts is None:
         return lambda batch: _by_whole_passes(network, layer, order, levels, batch)
     if parts.split is None:
