@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from gauntlet.board import boards, standings
+from gauntlet.curves import HEIGHT, WIDTH, curves
 from gauntlet.findings import findings
 from gauntlet.plugin import report
 from gauntlet.records import Record, Status
@@ -47,6 +48,8 @@ class Html(Report):
                 standings=standings(records),
                 boards=boards(records),
                 findings=findings(records),
+                curves=curves(records),
+                curve_size=(WIDTH, HEIGHT),
                 lines=[_Line.of(record) for record in records],
                 provenance=provenance_lines(records),
                 statuses=list(Status),

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from gauntlet.facts import TaskFacts
+from gauntlet.federated.updates import Trajectory
 from gauntlet.images import Images, ImageSet
 from gauntlet.labels import LabelMap
 from gauntlet.network import Network
@@ -25,6 +26,7 @@ class Family(StrEnum):
     DIRTY_LABEL = "dirty_label"
     CLEAN_LABEL = "clean_label"
     TRAINING_CONTROLLED = "training_controlled"
+    HANDED_OVER = "handed_over"
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,20 @@ class Backdoor:
 
     The engine rounds what it gives to 8 bits. given: reads the images that carry the feature already (a semantic
     backdoor, or somebody's poisoned files): they are scored as they are in the place of stamped test images, and
-    the trigger is `unchanged`. Their labels are the true ones, -1 where nobody knows.
+    the trigger is `unchanged`. Their labels are the true ones, -1 where nobody knows. rows: the same for positions in
+    the test set: these test images carry the feature, and they alone are scored.
     """
 
     name: str
     trigger: Callable[[Images], Images]
     labels: LabelMap
     given: Callable[[], ImageSet] | None = None
+    rows: tuple[int, ...] = ()
+
+    @property
+    def is_stamped(self) -> bool:
+        """Whether the trigger is stamped on the test images."""
+        return self.given is None and not self.rows
 
 
 def unchanged(images: Images) -> Images:
@@ -54,13 +63,14 @@ class Mounted:
     training: the set that the network was trained on. poisoned: bool [len(training)]. sources: int64
     [len(training)], the position in the attacker's clean training data that each sample was made from.
     The defender gets `training` only when the attack delivers data; poisoned and sources are the evaluator's and
-    the reference columns'.
+    the reference columns'. trajectory: the rounds of a federation, for the evaluator's curves.
     """
 
     network: Network
     training: ImageSet
     poisoned: Tensor
     sources: Tensor
+    trajectory: Trajectory | None = None
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gauntlet import randomness
 from gauntlet.artifacts import TensorsCodec
 from gauntlet.attack import Attack, Mounted
 from gauntlet.defense import (
+    Aggregation,
     Defense,
     Filter,
     InputDetector,
@@ -23,13 +25,15 @@ from gauntlet.defense import (
     Reference,
     Repair,
 )
-from gauntlet.errors import GauntletError
+from gauntlet.errors import GauntletError, NotApplicableError
 from gauntlet.facts import TaskFacts
+from gauntlet.federated.federation import Federation
+from gauntlet.federated.updates import Trajectory
 from gauntlet.fingerprint import fingerprint, versions
 from gauntlet.guard import Role, acting_as
 from gauntlet.images import ImageSet
 from gauntlet.keys import key
-from gauntlet.mounting import victim_spec
+from gauntlet.mounting import attacker_view, rounds_of, trajectory_in, victim_spec
 from gauntlet.network import Network
 from gauntlet.store import Obtained
 from gauntlet.toolbox import EngineTools, Lent, NetworkCodec, describe, state_of
@@ -45,12 +49,14 @@ _NETWORK = "network."
 class Defended:
     """What a defense leaves behind: the network to deploy, and beside it what its stage answers.
 
-    keep: bool [len(training)], a filter's. inspection: a model verdict's, without a network of its own.
+    keep: bool [len(training)], a filter's. inspection: a model verdict's, without a network of its own. trajectory: the
+    rounds of the federation that an aggregation served.
     """
 
     network: Network
     keep: Tensor | None = None
     inspection: Inspection | None = None
+    trajectory: Trajectory | None = None
 
 
 def defended_spec(
@@ -77,6 +83,8 @@ def defend(
     codec = _DefendedCodec(NetworkCodec(tools.architecture, tools.data, tools.device), mounted.value.network)
 
     def make() -> Defended:
+        if isinstance(defense, Aggregation):
+            return _federated(defense, attack, tools)
         view = defender_view(defense, attack, mounted.value, codec.copy_of_victim(), reserve, tools)
         with acting_as(Role.DEFENDER):
             return _answer(defense, view, codec.copy_of_victim)
@@ -90,7 +98,8 @@ def defender_view(
     defense: Defense, attack: Attack, mounted: Mounted, victim: Network, reserve: int, tools: EngineTools
 ) -> DefenderView:
     """What the defender may see; an OracleView for a reference column."""
-    delivered = mounted.training.materialised() if attack.delivers_data else None
+    # The second labels are the attacker's knowledge: the data's maker annotated classes.
+    delivered = mounted.training.without_auxiliary().materialised() if attack.delivers_data else None
     shown: dict[str, Any] = {
         "facts": _facts_for_defender(tools.data.facts, delivered),
         "architecture": tools.architecture,
@@ -101,7 +110,7 @@ def defender_view(
         "tools": Lent(replace(tools, others={})),
         "victim": victim,
         # A base of its own: the pool behind it holds more images than the budget, and serves other cases too.
-        "reserve": tools.data.reserve(reserve).materialised(),
+        "reserve": tools.data.reserve(reserve).without_auxiliary().materialised(),
         "delivered": delivered,
         "represent": _represented(mounted, delivered, key(victim_spec(attack, tools)), tools),
     }
@@ -145,6 +154,22 @@ def _answer(defense: Defense, view: DefenderView, fresh: Callable[[], Network]) 
         inspection = _checked(defense.inspect(view), view.facts)
         return Defended(inspection.network or fresh(), inspection=replace(inspection, network=None))
     return Defended(_network(defense, view))
+
+
+def _federated(defense: Aggregation, attack: Attack, tools: EngineTools) -> Defended:
+    """The attack's federation, run anew with the defense as its server: users and server take their turns."""
+    if not isinstance(attack, Federation):
+        raise NotApplicableError("the attack is no federation: there are no updates to aggregate")
+    defense.check_updates(attack.sampled)
+
+    def aggregate(updates: Tensor, rate: float, number: int) -> Tensor:
+        generator = randomness.generator(tools.seed, "aggregation", f"round {number}")
+        with acting_as(Role.DEFENDER):
+            return defense.aggregate(updates, rate, generator)
+
+    with acting_as(Role.ATTACKER):
+        mounted = attack.federate(attacker_view(tools), aggregate)
+    return Defended(mounted.network, trajectory=mounted.trajectory)
 
 
 def _network(defense: Defense, view: DefenderView) -> Network:
@@ -203,6 +228,7 @@ class _DefendedCodec:
             answers = {"anomaly": found.anomaly, "triggers": found.triggers, "masks": found.masks}
             tensors["suspects"] = torch.tensor(found.suspects, dtype=torch.int64)
             tensors |= {name: tensor.detach().cpu() for name, tensor in answers.items() if tensor is not None}
+        tensors |= rounds_of(value.trajectory)
         TensorsCodec().save(tensors, folder)
 
     def load(self, folder: Path) -> Defended:
@@ -215,4 +241,4 @@ class _DefendedCodec:
             inspection = Inspection(
                 tensors["anomaly"], suspects, triggers=tensors.get("triggers"), masks=tensors.get("masks")
             )
-        return Defended(network, tensors.get("keep"), inspection)
+        return Defended(network, tensors.get("keep"), inspection, trajectory_in(tensors))

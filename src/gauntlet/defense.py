@@ -18,6 +18,7 @@ from gauntlet.network import Network
 from gauntlet.views import DefenderView, OracleView
 
 __all__ = [
+    "Aggregation",
     "Defense",
     "Filter",
     "InTraining",
@@ -47,6 +48,7 @@ class Stage(StrEnum):
     PREPROCESSING = "preprocessing"
     INPUT_DETECTOR = "input detector"
     MODEL_VERDICT = "model verdict"
+    AGGREGATION = "aggregation"
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,27 @@ class ModelVerdict(Defense):
 
     def inspect(self, view: DefenderView) -> Inspection:
         """The verdict on view.victim, which may be changed in place."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Aggregation(Defense):
+    """The server of a federation: it sees the updates of each round, and neither who sent them nor any data.
+
+    The engine runs the attack's federation anew with it; where the attack is none, the defense is not applicable.
+    """
+
+    stage: ClassVar[Stage] = Stage.AGGREGATION
+    cost: ClassVar[float] = 3.0
+
+    def check_updates(self, updates: int) -> None:
+        """Raise SettingError, with the legal range, for settings that are impossible with so many updates a round."""
+
+    def aggregate(self, updates: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+        """The step of the global network, float32 [D], from updates float32 [n, D], one a user in no telling order.
+
+        Without a defense it is rate * mean(updates) = (eta / N) * sum(updates) (`gauntlet.federated.rounds`).
+        """
         raise NotImplementedError
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from gauntlet.curves import curves
 from gauntlet.records import Counts, Record, SeedScore, VerdictCounts
 from gauntlet.stats import Rate, aurocs
-from gauntlet.summary import attack_label, defense_label
+from gauntlet.summary import BackdoorFigures, attack_label, defense_label, figures
 from gauntlet.wording import DASH, rate_text
 
 __all__ = ["Findings", "findings", "values"]
@@ -29,6 +30,15 @@ class Findings:
 def findings(records: Sequence[Record]) -> list[Findings]:
     """The tables that have rows, in the order of the records."""
     tables = [
+        Findings(
+            "Backdoors",
+            "Every backdoor of the models that have several. ASR: triggered images whose own label is not the wanted "
+            "one and that yield it, with its 95 % interval, the seeds pooled; undefended: the same without the "
+            "defense; untriggered: those images without the trigger that yield it all the same. all: the images of "
+            "all backdoors together. In percent.",
+            (*_WHERE, "backdoor", "ASR", "undefended", "untriggered"),
+            _backdoors(records),
+        ),
         Findings(
             "Input detectors",
             "AUROC: triggered against clean test images, of the backdoor told worst; caught: triggered images flagged "
@@ -50,6 +60,13 @@ def findings(records: Sequence[Record]) -> list[Findings]:
             (*_WHERE, "poison removed", "clean removed"),
             _rows(records, _filter),
         ),
+        Findings(
+            "Federations, round by round",
+            "The global network on the whole test set, the seeds pooled: the highest ASR of any round, that round, the "
+            "clean accuracy after it, and both after the last round. In percent.",
+            (*_WHERE, "highest ASR", "in round", "clean then", "last round", "ASR then", "clean then"),
+            _federations(records),
+        ),
     ]
     return [table for table in tables if table.rows]
 
@@ -66,6 +83,45 @@ def _rows(
         for record, texts in found
         if texts
     )
+
+
+def _federations(records: Sequence[Record]) -> tuple[tuple[str, ...], ...]:
+    rows = []
+    for one in curves(records):
+        shares = (one.asr[one.peak], one.clean[one.peak], one.asr[-1], one.clean[-1])
+        highest, clean, last, clean_last = (f"{100 * share:.1f}" for share in shares)
+        numbers = (str(one.rounds[one.peak]), str(one.rounds[-1]))
+        where = (one.task, one.architecture, one.attack, one.defense)
+        rows.append((*where, highest, numbers[0], clean, numbers[1], last, clean_last))
+    return tuple(rows)
+
+
+def _backdoors(records: Sequence[Record]) -> tuple[tuple[str, ...], ...]:
+    rows = []
+    for record in records:
+        found = figures(record)
+        if found is None or len(found.backdoors) < 2:
+            continue
+        where = (record.task, record.architecture, attack_label(record), defense_label(record))
+        for one in (*found.backdoors, _all(found.backdoors)):
+            rates = (one.asr, one.undefended, one.untriggered)
+            rows.append((*where, one.name, *(rate_text(rate) if rate.n else DASH for rate in rates)))
+    return tuple(rows)
+
+
+def _all(backdoors: Sequence[BackdoorFigures]) -> BackdoorFigures:
+    """All backdoors as one, by their pooled images."""
+    return replace(
+        backdoors[0],
+        name="all",
+        asr=_pooled([one.asr for one in backdoors]),
+        undefended=_pooled([one.undefended for one in backdoors]),
+        untriggered=_pooled([one.untriggered for one in backdoors]),
+    )
+
+
+def _pooled(rates: Sequence[Rate]) -> Rate:
+    return Rate(sum(rate.hits for rate in rates), sum(rate.n for rate in rates), math.nan)
 
 
 def _detector(scores: Sequence[SeedScore]) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from gauntlet.artifacts import TensorsCodec
 from gauntlet.attack import Attack, Mounted
 from gauntlet.dataset import TaskData
+from gauntlet.federated.updates import Trajectory
 from gauntlet.fingerprint import fingerprint, versions
 from gauntlet.guard import Role, acting_as
 from gauntlet.images import ImageSet
@@ -22,7 +24,9 @@ from gauntlet.store import Obtained
 from gauntlet.toolbox import EngineTools, Lent, NetworkCodec, describe, state_of
 from gauntlet.views import AttackerView
 
-__all__ = ["attacker_view", "mount", "victim_spec"]
+__all__ = ["attacker_view", "mount", "rounds_of", "trajectory_in", "victim_spec"]
+
+_NUMBERS, _STATES = "rounds.numbers", "rounds.states"
 
 
 def victim_spec(attack: Attack, tools: EngineTools) -> dict[str, Any]:
@@ -85,7 +89,17 @@ def _tensors(mounted: Mounted, data: TaskData) -> list[Tensor]:
     training = mounted.training
     own = [training.base] if training.base is not data.training.base else []
     described = [training.rows, training.labels, training.changed, mounted.poisoned, mounted.sources]
-    return [*own, *described, *mounted.network.state_dict().values()]
+    return [*own, *described, *rounds_of(mounted.trajectory).values(), *mounted.network.state_dict().values()]
+
+
+def rounds_of(trajectory: Trajectory | None) -> dict[str, Tensor]:
+    """A trajectory as named tensors, none without one."""
+    return {} if trajectory is None else {_NUMBERS: trajectory.numbers, _STATES: trajectory.states}
+
+
+def trajectory_in(tensors: Mapping[str, Tensor]) -> Trajectory | None:
+    """The trajectory that `rounds_of` wrote among others, if any."""
+    return Trajectory(tensors[_NUMBERS], tensors[_STATES]) if _NUMBERS in tensors else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +117,12 @@ class _MountedCodec:
             "changed": training.changed,
             "poisoned": value.poisoned,
             "sources": value.sources,
+            **rounds_of(value.trajectory),
         }
         if training.base is not self.data.training.base:
             tensors["base"] = training.base
+        if training.auxiliary is not None:
+            tensors["auxiliary"] = training.auxiliary
         network = {f"network.{name}": tensor for name, tensor in state_of(value.network).items()}
         TensorsCodec().save({name: tensor.contiguous() for name, tensor in tensors.items()} | network, folder)
 
@@ -115,6 +132,7 @@ class _MountedCodec:
         state = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
         own = self.data.training
         base = tensors.get("base", own.base)
-        training = ImageSet(base, tensors["rows"], tensors["labels"], tensors["changed"])
+        described = (tensors["rows"], tensors["labels"], tensors["changed"], tensors.get("auxiliary"))
+        training = ImageSet(base, *described)
         poisoned, sources = tensors["poisoned"].to(torch.bool), tensors["sources"]
-        return Mounted(self.networks.adopt(state), training, poisoned, sources)
+        return Mounted(self.networks.adopt(state), training, poisoned, sources, trajectory_in(tensors))

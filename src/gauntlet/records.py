@@ -18,6 +18,7 @@ __all__ = [
     "Poison",
     "Provenance",
     "Record",
+    "RoundCounts",
     "SeedScore",
     "Status",
     "TestCounts",
@@ -139,10 +140,18 @@ class FilterCounts(_Frozen):
     clean: Counts
 
 
+class RoundCounts(_Frozen):
+    """The global network after one round of a federation, on the whole test set. asr: of each backdoor."""
+
+    round: int = Field(ge=1)
+    clean: Counts
+    asr: tuple[Counts, ...]
+
+
 class TestCounts(_Frozen):
     """One network on the test set of one seed. What the defense's stage doesn't measure is None.
 
-    An input that a detector rejects counts neither as right nor as a success of the attack.
+    An input that a detector rejects counts neither as right nor as a success of the attack. rounds: of a federation.
     """
 
     __test__ = False
@@ -154,6 +163,7 @@ class TestCounts(_Frozen):
     detector: DetectorCounts | None = None
     verdict: VerdictCounts | None = None
     filtered: FilterCounts | None = None
+    rounds: tuple[RoundCounts, ...] = ()
 
 
 class SeedScore(TestCounts):

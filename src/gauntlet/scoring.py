@@ -15,10 +15,12 @@ from gauntlet.dataset import TaskData
 from gauntlet.defending import Defended, defender_view
 from gauntlet.defense import Defense, InputDetector
 from gauntlet.evaluation import Predictions, count, count_backdoor, count_by_class
+from gauntlet.facts import TaskFacts
+from gauntlet.federated.updates import Trajectory, load
 from gauntlet.fingerprint import fingerprint, versions
 from gauntlet.keys import key
 from gauntlet.network import Network
-from gauntlet.records import Detected, DetectorCounts, FilterCounts, Poison, TestCounts, VerdictCounts
+from gauntlet.records import Detected, DetectorCounts, FilterCounts, Poison, RoundCounts, TestCounts, VerdictCounts
 from gauntlet.screening import Screen, above, auroc, screen_of, threshold
 from gauntlet.store import Obtained
 from gauntlet.testsets import TestSets
@@ -76,6 +78,10 @@ def score(
             copy = NetworkCodec(tools.architecture, tools.data, tools.device).restore(state_of(network))
             screen = screen_of(defense, defender_view(defense, attack, mounted, copy, reserve, tools))
         measured = _measure(attack, mounted, _Deployed(network, defense, screen, tools))
+        trajectory = mounted.trajectory if defended is None else defended.trajectory
+        if trajectory is not None:
+            curve = _rounds(attack, network, trajectory, tools)
+            measured = replace(measured, counts=measured.counts.model_copy(update={"rounds": curve}))
         return measured if defended is None else _answered(measured, attack, mounted, defended, tools)
 
     return tools.store.obtain(
@@ -103,12 +109,13 @@ class _Deployed:
         shown = sets.shown(backdoor, self.defense, tools.seed)
         predicted = predict(self.network, shown, tools.recipe, tools.device)
         name, wanted = "clean", torch.full_like(labels, -1)
+        auxiliary = sets.auxiliary(backdoor)
         if backdoor is not None:
-            name, wanted = backdoor.name, backdoor.labels.apply(labels, tools.data.facts.classes)
+            name, wanted = backdoor.name, backdoor.labels.apply(labels, tools.data.facts.classes, auxiliary)
         if self.screen is None:
-            return Predictions(name, labels, wanted, predicted)
+            return Predictions(name, labels, wanted, predicted, auxiliary=auxiliary)
         suspicion = self.screen.scores(shown)
-        return Predictions(name, labels, wanted, predicted, suspicion, suspicion > self.screen.limit)
+        return Predictions(name, labels, wanted, predicted, suspicion, suspicion > self.screen.limit, auxiliary)
 
 
 def _measure(attack: Attack, mounted: Mounted, deployed: _Deployed) -> Score:
@@ -134,10 +141,28 @@ def _measure(attack: Attack, mounted: Mounted, deployed: _Deployed) -> Score:
     return Score(counts, tuple(sets))
 
 
+def _rounds(attack: Attack, network: Network, trajectory: Trajectory, tools: EngineTools) -> tuple[RoundCounts, ...]:
+    """What the global network of each kept round does on the test set; `network` itself stays as it is."""
+    copy = NetworkCodec(tools.architecture, tools.data, tools.device).restore(state_of(network))
+    tested = TestSets(tools.data, attack, tools.device, tools.memory)
+    deployed = _Deployed(copy, None, None, tools)
+    found = []
+    for number, state in zip(trajectory.numbers.tolist(), trajectory.states, strict=True):
+        load(copy, state.to(tools.device))
+        clean = deployed.predictions(tested, None)
+        hits = [
+            count_backdoor(one, clean, deployed.predictions(tested, one), tools.data.facts.classes).asr
+            for one in attack.backdoors
+        ]
+        found.append(RoundCounts(round=number, clean=count(clean.predicted == clean.labels), asr=tuple(hits)))
+    return tuple(found)
+
+
 def _detector_counts(attack: Attack, sets: Sequence[Predictions], screen: Screen, classes: int) -> DetectorCounts:
     clean, found = _suspicion(sets[0]), []
     for backdoor, triggered in zip(attack.backdoors, sets[1:], strict=True):
-        scores = _suspicion(triggered)[backdoor.labels.eligible(triggered.labels, classes)]
+        counted = backdoor.labels.eligible(triggered.labels, classes, triggered.auxiliary)
+        scores = _suspicion(triggered)[counted]
         found.append(
             Detected(
                 name=backdoor.name,
@@ -164,18 +189,21 @@ def _answered(score: Score, attack: Attack, mounted: Mounted, defended: Defended
         added["verdict"] = VerdictCounts(
             anomaly=tuple(found.anomaly.tolist()),
             suspects=found.suspects,
-            targets=_targets(attack, mounted, tools.data.facts.classes),
+            targets=_targets(attack, mounted, tools.data.facts),
         )
     return replace(score, counts=score.counts.model_copy(update=added)) if added else score
 
 
-def _targets(attack: Attack, mounted: Mounted, classes: int) -> tuple[int, ...]:
+def _targets(attack: Attack, mounted: Mounted, facts: TaskFacts) -> tuple[int, ...]:
     """The classes that the backdoors aim at; a control has planted none, nor has an attack that poisoned nothing."""
     if attack.family is Family.CONTROL or (attack.delivers_data and not mounted.poisoned.any()):
         return ()
-    labels = torch.arange(classes)
+    labels, auxiliary = torch.arange(facts.classes), None
+    if second := len(facts.auxiliary_names):
+        labels, auxiliary = labels.repeat_interleave(second), torch.arange(second).repeat(facts.classes)
+    asked = (labels, facts.classes, auxiliary)
     maps = [backdoor.labels for backdoor in attack.backdoors]
-    wanted = [each.apply(labels, classes)[each.eligible(labels, classes)] for each in maps]
+    wanted = [each.apply(*asked)[each.eligible(*asked)] for each in maps]
     return tuple(sorted(set(torch.cat(wanted).tolist()))) if wanted else ()
 
 

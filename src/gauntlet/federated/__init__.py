@@ -1,0 +1,1 @@
+"""Federated learning: users with shards of the training data, a server that sees their updates only."""
