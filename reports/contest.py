@@ -33,9 +33,9 @@ _HEADINGS = (
 )
 _LEGEND = """\
 Clean accuracy / ASR in percent, the seeds pooled: of the BadNet as it is, pruned by the contest's rule, tuned after
-that, and of the pair, which flags what both disagree on. false flags: clean test images that the pair flags; detection rate:
-triggered ones; residual ASR: triggered ones that are not flagged and go to the target; true ratio: triggered images
-among all that were shown."""
+that, and of the pair, which flags what both disagree on. false flags: clean test images that the pair flags; detection
+rate: triggered ones; residual ASR: triggered ones that are not flagged and go to the target; true ratio: triggered
+images among all that were shown."""
 
 
 @report

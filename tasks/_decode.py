@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from gauntlet.task import RawTask
 
 from ._download import one_line
 
-__all__ = ["SUFFIXES", "Encoded", "Labelled", "decode", "raw_task"]
+__all__ = ["SUFFIXES", "Box", "Encoded", "Labelled", "cropped", "decode", "raw_task"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp"})
 """The files that are taken for images, lower case."""
@@ -34,13 +35,20 @@ _MAX_PIXELS = 1 << 24
 _MAX_TOTAL = 1 << 36
 _CHUNK = 256
 
+Box: TypeAlias = tuple[int, int, int, int]
+"""Left, upper, right and lower edge in pixels; the right and the lower one are outside."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A PNG, JPEG, BMP, PPM or WebP. where: how an error names it. data: its bytes, or the file that holds them."""
+    """A PNG, JPEG, BMP, PPM or WebP. where: how an error names it. data: its bytes, or the file that holds them.
+
+    box: the part of it that counts; None for all of it.
+    """
 
     where: str
     data: bytes | Path
+    box: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,8 @@ def _pixels(item: Encoded, size: int | None, channels: int | None) -> npt.NDArra
                 raise DataError(f"{item.where}: {width}x{height} pixels; legal: at most {_MAX_PIXELS:,} in all")
             grey = _is_grey(image.mode, item.where) if channels is None else channels == 1
             plain = _converted(image, "L" if grey else "RGB")
+            if item.box is not None:
+                plain = cropped(plain, item.box, item.where)
             if size is not None and plain.size != (size, size):
                 plain = plain.resize((size, size), Image.Resampling.BILINEAR)
             pixels = np.asarray(plain, dtype=np.uint8)
@@ -129,6 +139,16 @@ def _pixels(item: Encoded, size: int | None, channels: int | None) -> npt.NDArra
     except Exception as error:  # decoders meet hostile bytes with whatever comes to their mind
         raise DataError(f"{item.where}: the image can't be decoded ({one_line(error)})") from error
     return pixels[None] if grey else pixels.transpose(2, 0, 1)
+
+
+def cropped(image: Image.Image, box: Box, where: str) -> Image.Image:
+    """What of the box lies inside the image. DataError when that is nothing."""
+    left, upper, right, lower = box
+    width, height = image.size
+    inside = (max(left, 0), max(upper, 0), min(right, width), min(lower, height))
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        raise DataError(f"{where}: the box {list(box)} lies outside the image of {width}x{height} pixels")
+    return image.crop(inside)
 
 
 def _stream(item: Encoded) -> io.BytesIO | Path:

@@ -39,7 +39,7 @@ def test_the_suites_of_the_project_hold(file: Path) -> None:
     found = read_suite(file)
     assert found.description
     assert find_suite(file.stem, suite_folders()).samefile(file)
-    planned = cells(found, REGISTRY, found.tasks)
+    planned = cells(found, REGISTRY)
     assert unmatched(found, [cell.subject for cell in planned]) == []
     assert planned[0].subject.defense == ("none", "none")
     ids = [cell.subject.id for cell in planned]
@@ -154,7 +154,7 @@ id = "mnist-*"
 reason = "gone"
 """
     found = suite(tmp_path, TINY + rules)
-    assert unmatched(found, [cell.subject for cell in cells(found, REGISTRY, found.tasks)]) == [
+    assert unmatched(found, [cell.subject for cell in cells(found, REGISTRY)]) == [
         'suite tiny: the gate with attack = "badnetz" matches no case',
         'suite tiny: the expected failure with id = "mnist-*" matches no case',
     ]
@@ -162,7 +162,7 @@ reason = "gone"
 
 SUBJECT = Subject(
     id="digits-le_net-badnets[mode=all_to_all,patch=5]-jpeg_compression[quality=10]",
-    task="digits",
+    task=("digits", "digits"),
     architecture=("le_net", "le_net"),
     attack=("badnets", "badnets[mode=all_to_all,patch=5]"),
     family="dirty_label",

@@ -15,6 +15,7 @@ from gauntlet.errors import DataError, SettingError
 from gauntlet.facts import TaskFacts
 from gauntlet.transfer import Backbone, Transfer
 from gauntlet.weights import OFFLINE, Published
+from models.resnet18_imagenet import ResNet18ImageNet
 from models.resnet50 import ResNet50
 from models.vgg16 import Vgg16
 
@@ -161,8 +162,12 @@ def test_other_channel_counts_are_mixed_to_three(channels: int) -> None:
 def test_torchvisions_own_files_fit(tmp_path: Path) -> None:
     models = pytest.importorskip("torchvision.models")
     with torch.device("meta"):
-        theirs = {"resnet50": models.resnet50(), "vgg16": models.vgg16()}
-    for cls, name, first in ((ResNet50, "resnet50", "conv1.weight"), (Vgg16, "vgg16", "features.0.weight")):
+        theirs = {"resnet18": models.resnet18(), "resnet50": models.resnet50(), "vgg16": models.vgg16()}
+    for cls, name, first in (
+        (ResNet18ImageNet, "resnet18", "conv1.weight"),
+        (ResNet50, "resnet50", "conv1.weight"),
+        (Vgg16, "vgg16", "features.0.weight"),
+    ):
         state = {
             key: torch.full(tensor.shape, 0.01, dtype=tensor.dtype)
             for key, tensor in theirs[name].state_dict().items()
@@ -175,11 +180,32 @@ def test_torchvisions_own_files_fit(tmp_path: Path) -> None:
         assert all(torch.equal(tensor, torch.full_like(tensor, 0.01)) for tensor in tensors.values())
 
 
-def test_resnet50_computes_what_torchvisions_does() -> None:
+def test_resnet18_fine_tunes_the_whole_network(tmp_path: Path) -> None:
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
-    theirs = models.resnet50(weights=None).eval()
-    ours = ResNet50("none").backbone().eval()
+    theirs = models.resnet18(weights=None).eval()
+    save_file(theirs.state_dict(), tmp_path / "r.safetensors")
+    architecture = ResNet18ImageNet(str(tmp_path / "r.safetensors"))
+    body = architecture.build((3, 64, 64), 3).eval()
+    assert all(weights.requires_grad for weights in body.parameters())
+    assert architecture.origin().endswith("backbone trained along")
+    assert body.get_submodule("output").weight.shape == (3, 512)
+    theirs.fc = body.get_submodule("output")
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(body(images), theirs(images))
+
+
+def test_resnet18_without_weights_says_so() -> None:
+    assert ResNet18ImageNet().origin() == "from scratch (ImageNet weights neither on disk nor downloadable)"
+
+
+@pytest.mark.parametrize(("cls", "name"), [(ResNet18ImageNet, "resnet18"), (ResNet50, "resnet50")])
+def test_resnets_compute_what_torchvisions_do(cls: type[Transfer], name: str) -> None:
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    theirs = getattr(models, name)(weights=None).eval()
+    ours = cls("none").backbone().eval()
     ours.load_state_dict(theirs.state_dict(), strict=False)
     theirs.fc = nn.Identity()
     images = torch.rand(2, 3, 64, 64)

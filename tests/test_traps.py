@@ -101,7 +101,7 @@ def _shown(backdoor: Backdoor, labels: Tensor, predicted: Tensor) -> Predictions
 
 
 def _count_everybody(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(LabelMap, "eligible", lambda _self, labels, _classes: torch.ones_like(labels, dtype=torch.bool))
+    patch.setattr(LabelMap, "eligible", lambda _self, labels, *_more: torch.ones_like(labels, dtype=torch.bool))
 
 
 @trap("T1", _count_everybody)
@@ -488,7 +488,7 @@ def check_t14(bench: Bench) -> None:
 
 def _everything_to_class_0(patch: pytest.MonkeyPatch) -> None:
     for kind in (AllToAll, SourceToTarget):
-        patch.setattr(kind, "apply", lambda _self, labels, _classes: torch.zeros_like(labels))
+        patch.setattr(kind, "apply", lambda _self, labels, *_more: torch.zeros_like(labels))
 
 
 @trap("T15", _everything_to_class_0)

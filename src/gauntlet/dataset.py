@@ -125,4 +125,4 @@ def _state(path: Path) -> list[object]:
 
 
 def _image_set(part: Split) -> ImageSet:
-    return ImageSet.of(part.images, part.labels)
+    return ImageSet.of(part.images, part.labels, part.auxiliary)

@@ -21,7 +21,7 @@ class Predictions:
     """Per-sample predictions of one image set: name (`clean` or a backdoor's), true label, wanted label, prediction.
 
     label is -1 where it is unknown, wanted where no label is wanted. suspicion, flagged: what an input detector says;
-    None without one.
+    None without one. auxiliary: the second labels of a task that has them.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Predictions:
     predicted: Tensor
     suspicion: Tensor | None = None
     flagged: Tensor | None = None
+    auxiliary: Tensor | None = None
 
     @property
     def answered(self) -> Tensor:
@@ -56,15 +57,16 @@ def count_backdoor(backdoor: Backdoor, clean: Predictions, triggered: Prediction
     ASR is counted over the images whose wanted label is not the true one (trap T1), for every label map (trap T15).
     """
     labels, answered = triggered.labels, triggered.answered
-    counted = backdoor.labels.eligible(labels, classes)
+    counted = backdoor.labels.eligible(labels, classes, triggered.auxiliary)
     hits = answered == triggered.wanted
     known = counted & (labels >= 0)
-    before = backdoor.labels.eligible(clean.labels, classes)
+    before = backdoor.labels.eligible(clean.labels, classes, clean.auxiliary)
+    sought = backdoor.labels.apply(clean.labels, classes, clean.auxiliary)
     return BackdoorCounts(
         name=backdoor.name,
         asr=count(hits[counted]),
-        asr_inclusive=count(hits),
-        untriggered=count((clean.answered == backdoor.labels.apply(clean.labels, classes))[before]),
+        asr_inclusive=count(hits[triggered.wanted >= 0]),
+        untriggered=count((clean.answered == sought)[before]),
         robust=count((answered == labels)[known]),
         by_class=count_by_class(hits[counted], labels[counted], classes),
     )

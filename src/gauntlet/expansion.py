@@ -12,18 +12,19 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from gauntlet.architecture import Architecture
 from gauntlet.attack import Attack
 from gauntlet.case import Case, label
-from gauntlet.defense import Defense, require_reserve
+from gauntlet.defense import Aggregation, Defense, require_reserve
 from gauntlet.errors import SettingError, nearest
 from gauntlet.facts import TaskFacts
+from gauntlet.federated.federation import Federation
 from gauntlet.plugin import Kind, name_of
 from gauntlet.recipe import Recipe
 from gauntlet.records import Gate
 from gauntlet.registry import Registry
-from gauntlet.settings import build
+from gauntlet.settings import build, changed, tag
 from gauntlet.suite import Entry, Subject, Suite
 from gauntlet.task import TaskSource
 
-__all__ = ["Cell", "cells", "expand", "grid", "merged", "slug", "unmatched"]
+__all__ = ["Cell", "NamedTask", "cells", "expand", "grid", "merged", "named_tasks", "slug", "unmatched"]
 
 
 def slug(text: str) -> str:
@@ -32,10 +33,19 @@ def slug(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class NamedTask:
+    """A task. text: as the user wrote it, `parquet:PATH`; name: with the settings, as ids show it."""
+
+    text: str
+    name: str
+    source: TaskSource
+
+
+@dataclass(frozen=True)
 class Cell:
     """One combination of a suite's lists, before any data set is looked at."""
 
-    task: str
+    task: NamedTask
     architecture: Architecture
     attack: Attack
     defense: Defense
@@ -45,8 +55,8 @@ class Cell:
         """What the selectors of gates and expected failures compare with."""
         architecture, attack, defense = label(self.architecture), label(self.attack), label(self.defense)
         return Subject(
-            id=f"{self.task}-{architecture}-{attack}-{defense}",
-            task=self.task,
+            id=f"{self.task.name}-{architecture}-{attack}-{defense}",
+            task=(self.task.text, self.task.name),
             architecture=(name_of(self.architecture), architecture),
             attack=(name_of(self.attack), attack),
             family=str(self.attack.family),
@@ -99,12 +109,44 @@ def _plugins(suite: Suite, registry: Registry, kind: Kind, entries: Iterable[Ent
     return list(found.values())
 
 
-def cells(suite: Suite, registry: Registry, tasks: Sequence[str]) -> list[Cell]:
-    """The cross-product: cases of one victim side by side, its undefended one first (added if the suite lacks it)."""
+def named_tasks(suite: Suite, registry: Registry, chosen: Sequence[str] = ()) -> list[NamedTask]:
+    """The suite's tasks, or the chosen ones: texts as the user writes them, or names of the suite's tasks."""
+    found: dict[str, NamedTask] = {}
+    for entry in suite.tasks:
+        try:
+            cls = registry.get(Kind.TASK, entry.name.partition(":")[0])
+            for settings in grid(cls, entry.settings):
+                task = _named(entry.name, registry.task(entry.name, settings))
+                found.setdefault(task.name, task)
+        except SettingError as error:
+            if not entry.settings:
+                raise
+            raise SettingError(f"{suite.file}: {error}") from None
+    if not chosen:
+        return list(found.values())
+    return [found.get(text) or _named(text, registry.task(text)) for text in dict.fromkeys(chosen)]
+
+
+def _named(text: str, source: TaskSource) -> NamedTask:
+    settings = changed(source)
+    path = settings.pop("path", None)
+    if path is not None and ":" not in text:
+        text = f"{text}:{path}"
+    return NamedTask(text, tag(text, settings), source)
+
+
+def cells(suite: Suite, registry: Registry, tasks: Sequence[str] = ()) -> list[Cell]:
+    """The cross-product: cases of one victim side by side, its undefended one first (added if the suite lacks it).
+
+    tasks: those to take in the place of the suite's.
+    """
     architectures = _plugins(suite, registry, Kind.MODEL, suite.architectures)
     attacks = _plugins(suite, registry, Kind.ATTACK, suite.attacks)
     defenses = _plugins(suite, registry, Kind.DEFENSE, [Entry(name="none"), *suite.defenses])
-    return [Cell(*parts) for parts in itertools.product(dict.fromkeys(tasks), architectures, attacks, defenses)]
+    return [
+        Cell(*parts)
+        for parts in itertools.product(named_tasks(suite, registry, tasks), architectures, attacks, defenses)
+    ]
 
 
 def unmatched(suite: Suite, subjects: Sequence[Subject]) -> list[str]:
@@ -133,14 +175,18 @@ def _gate_of(thresholds: tuple[tuple[str, float | bool], ...]) -> Gate:
 def _recipe(suite: Suite, cell: Cell, forced: Mapping[str, object]) -> Recipe:
     """The suite's recipe with what is said of the task, then of the architecture, then on the command line."""
     task, architecture = cell.task, name_of(cell.architecture)
-    overrides = {**suite.recipe_for.get(task, {}), **suite.recipe_for.get(architecture, {}), **forced}
-    return build(Recipe, {**suite.recipe, **overrides}, f"{suite.file}, recipe of {architecture} on {task}")
+    overrides: dict[str, object] = {}
+    for name in (task.text, task.name, architecture):
+        overrides |= suite.recipe_for.get(name, {})
+    who = f"{suite.file}, recipe of {architecture} on {task.name}"
+    return build(Recipe, {**suite.recipe, **overrides, **forced}, who)
 
 
-def _check_names(suite: Suite, registry: Registry, tasks: Sequence[str]) -> None:
+def _check_names(suite: Suite, registry: Registry, tasks: Sequence[NamedTask]) -> None:
     """A recipe for a name that nothing has would silently change nothing."""
     for name in suite.recipe_for:
-        known = [*registry.classes(Kind.MODEL), *registry.classes(Kind.TASK), *suite.tasks, *tasks]
+        own = [text for task in (*named_tasks(suite, registry), *tasks) for text in (task.text, task.name)]
+        known = [*registry.classes(Kind.MODEL), *registry.classes(Kind.TASK), *own]
         if name not in known:
             raise SettingError(f"{suite.file}: [recipe_for]: {nearest(name, known, 'architecture or task')}")
 
@@ -165,6 +211,8 @@ def _check(case: Case, facts: TaskFacts, registry: Registry) -> None:
         case.attack.check(facts)
         case.defense.check(facts)
         require_reserve(case.defense, label(case.defense), case.reserve)
+        if isinstance(case.defense, Aggregation) and isinstance(case.attack, Federation):
+            case.defense.check_updates(case.attack.sampled)
     except SettingError as error:
         raise SettingError(f"{case.id}: {error}") from None
 
@@ -183,31 +231,30 @@ def expand(
     facts_of: a source and its name as the user wrote it to the task's facts; called once per task.
     Raises SettingError, with the case, the setting and the legal range, for the first setting that is impossible.
     """
-    names = list(dict.fromkeys(tasks or suite.tasks))
-    _check_names(suite, registry, names)
-    sources = {name: registry.task(name) for name in names}
-    facts = {name: facts_of(source, name) for name, source in sources.items()}
-    reserves = {name: _reserve(suite, facts[name]) for name in names}
+    named = named_tasks(suite, registry, tasks)
+    _check_names(suite, registry, named)
+    facts = {task.name: facts_of(task.source, task.name) for task in named}
+    reserves = {name: _reserve(suite, known) for name, known in facts.items()}
     cases = []
-    for cell in cells(suite, registry, names):
+    for cell in cells(suite, registry, tasks):
         subject = cell.subject
         expected = next((rule.reason for rule in suite.expected_failure if rule.matches(subject)), "")
         case = Case(
             suite=suite.name,
-            task_name=cell.task,
-            task=sources[cell.task],
+            task_name=cell.task.name,
+            task=cell.task.source,
             architecture=cell.architecture,
             attack=cell.attack,
             defense=cell.defense,
             recipe=_recipe(suite, cell, recipe or {}),
-            reserve=reserves[cell.task],
+            reserve=reserves[cell.task.name],
             seeds=tuple(seeds or suite.seeds),
             gate=_gate(suite, subject),
             min_undefended_asr=suite.thresholds.min_undefended_asr,
             collapse=suite.thresholds.collapse,
             expected=expected,
         )
-        _check(case, facts[cell.task], registry)
+        _check(case, facts[cell.task.name], registry)
         cases.append(case)
     return cases
 

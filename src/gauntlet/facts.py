@@ -12,6 +12,7 @@ class TaskFacts:
     """name: as the user wrote it (`parquet:PATH` keeps its path). shape: (C, H, W). train_counts: images of each
     class in the attacker's training data. reserve_counts: the largest clean reserve a defender may ask for, by
     class. test_counts: by class. hash: SHA-256 of all tensors and splits. provenance: where the data came from.
+    auxiliary_names: one for each value of the images' second label, empty where they have none.
     """
 
     name: str
@@ -22,6 +23,7 @@ class TaskFacts:
     test_counts: tuple[int, ...]
     hash: str
     provenance: str
+    auxiliary_names: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:

@@ -42,18 +42,20 @@ class ImageSet:
     """A labelled set of images that shares its base: a selection of base rows, some of them changed.
 
     base: uint8 [N, C, H, W], never copied. rows: int64 [M]; a row below N is that base image, a row r >= N is
-    changed[r - N]. labels: int64 [M]. changed: uint8 [K, C, H, W].
+    changed[r - N]. labels: int64 [M]. changed: uint8 [K, C, H, W]. auxiliary: int64 [M], the second labels of a task
+    that has them, -1 where unknown; None for other tasks, and for the defender.
     """
 
     base: Tensor
     rows: Tensor
     labels: Tensor
     changed: Tensor
+    auxiliary: Tensor | None = None
 
     @classmethod
-    def of(cls, images: Tensor, labels: Tensor) -> ImageSet:
+    def of(cls, images: Tensor, labels: Tensor, auxiliary: Tensor | None = None) -> ImageSet:
         """All of `images` (uint8 NCHW) with `labels`, unchanged."""
-        return cls(images, torch.arange(len(images)), labels, images[:0])
+        return cls(images, torch.arange(len(images)), labels, images[:0], auxiliary)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,10 +79,14 @@ class ImageSet:
 
     def subset(self, index: Tensor) -> ImageSet:
         """The positions that an index or a boolean mask selects; shares the base."""
-        return replace(self, rows=self.rows[index], labels=self.labels[index])
+        auxiliary = None if self.auxiliary is None else self.auxiliary[index]
+        return replace(self, rows=self.rows[index], labels=self.labels[index], auxiliary=auxiliary)
 
     def replaced(self, index: Tensor, images: Tensor, labels: Tensor) -> ImageSet:
-        """A new set in which the positions `index` hold other images (uint8) and labels, of any device."""
+        """A new set in which the positions `index` hold other images (uint8) and labels, of any device.
+
+        They keep their auxiliary labels.
+        """
         start = len(self.base) + len(self.changed)
         rows, new_labels = self.rows.clone(), self.labels.clone()
         rows[index] = torch.arange(start, start + len(images), device=rows.device)
@@ -88,8 +94,11 @@ class ImageSet:
         changed = torch.cat([self.changed, images.to(self.changed.device)])
         return replace(self, rows=rows, labels=new_labels, changed=changed)
 
-    def appended(self, images: Tensor, labels: Tensor) -> ImageSet:
-        """A new set with `images` (uint8) and `labels`, of any device, at its end."""
+    def appended(self, images: Tensor, labels: Tensor, auxiliary: Tensor | None = None) -> ImageSet:
+        """A new set with `images` (uint8) and `labels`, of any device, at its end.
+
+        auxiliary: their auxiliary labels, where the set has such; unknown ones by default.
+        """
         start = len(self.base) + len(self.changed)
         rows = torch.arange(start, start + len(images), device=self.rows.device)
         return replace(
@@ -97,7 +106,14 @@ class ImageSet:
             rows=torch.cat([self.rows, rows]),
             labels=torch.cat([self.labels, labels.to(self.labels.device)]),
             changed=torch.cat([self.changed, images.to(self.changed.device)]),
+            auxiliary=self._with_auxiliary(len(images), auxiliary),
         )
+
+    def _with_auxiliary(self, count: int, more: Tensor | None) -> Tensor | None:
+        if self.auxiliary is None:
+            return None
+        known = self.auxiliary.new_full((count,), -1) if more is None else more.to(self.auxiliary.device)
+        return torch.cat([self.auxiliary, known])
 
     def to(self, device: torch.device) -> ImageSet:
         """The same set on `device`."""
@@ -106,16 +122,24 @@ class ImageSet:
             self.rows.to(device),
             self.labels.to(device),
             self.changed.to(device),
+            None if self.auxiliary is None else self.auxiliary.to(device),
         )
 
     def materialised(self) -> ImageSet:
         """The same images and labels with a base of their own, which doesn't tell which of them were changed."""
-        return ImageSet.of(self.images(), self.labels.clone())
+        auxiliary = None if self.auxiliary is None else self.auxiliary.clone()
+        return ImageSet.of(self.images(), self.labels.clone(), auxiliary)
+
+    def without_auxiliary(self) -> ImageSet:
+        """The same set as somebody sees it who knows the task's labels alone."""
+        return replace(self, auxiliary=None)
 
     def digest(self) -> str:
         """SHA-256 of the images and labels, whatever they are made of: what a training on this set depends on."""
         state = hashlib.sha256(repr((len(self), self.shape)).encode())
         state.update(self.labels.cpu().contiguous().numpy().tobytes())
+        if self.auxiliary is not None:
+            state.update(self.auxiliary.cpu().contiguous().numpy().tobytes())
         for part in chunks(len(self), 8192):
             state.update(self.images(part).cpu().contiguous().numpy().tobytes())
         return state.hexdigest()

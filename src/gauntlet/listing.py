@@ -99,7 +99,8 @@ def _suites() -> list[Entry]:
     found = []
     for name, file in sorted(files.items()):
         suite = read_suite(file)
-        found.append(Entry(name, "tasks", " ".join(suite.tasks), " ".join(suite.description.split())))
+        tasks = " ".join(task.text for task in suite.tasks)
+        found.append(Entry(name, "tasks", tasks, " ".join(suite.description.split())))
     return found
 
 

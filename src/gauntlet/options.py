@@ -107,7 +107,8 @@ def options_from(value: Callable[[str], Any]) -> Options:
 
 
 def _names(values: Iterable[str] | None) -> tuple[str, ...]:
-    parts = [part.strip() for value in values or () for part in value.split(",")]
+    # A comma inside brackets belongs to a task's settings.
+    parts = [part.strip() for value in values or () for part in re.split(r",(?![^\[\]]*\])", value)]
     return tuple(dict.fromkeys(part for part in parts if part))
 
 

@@ -17,7 +17,7 @@ from gauntlet.labels import AllToOne, LabelMap
 from gauntlet.settings import Count, Probability
 from gauntlet.views import AttackerView
 
-__all__ = ["Poison", "Poisoning", "spread"]
+__all__ = ["Poison", "Poisoning", "deploy", "pick", "spread"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,35 @@ def spread(total: int, available: list[int]) -> list[int]:
     for group in by_remainder[: total - sum(counts)]:
         counts[group] += 1
     return counts
+
+
+def pick(labels: Tensor, allowed: Tensor, counts: list[int], generator: torch.Generator) -> Tensor:
+    """int64 [n], sorted: positions of `counts[c]` samples of each class c, among those that are allowed (bool [N])."""
+    chosen = []
+    for value, count in enumerate(counts):
+        members = ((labels == value) & allowed).nonzero().flatten()
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return torch.cat(chosen).sort().values
+
+
+def deploy(
+    clean: ImageSet, chosen: Tensor, images: Tensor, labels: Tensor, how: str, generator: torch.Generator
+) -> Poison:
+    """The set with poisoned samples: uint8 images and labels made from the positions `chosen` (int64 [n]) of `clean`.
+
+    how: `replace` puts them in the place of the originals; `add` appends them, in an order from `generator`, so that a
+    place in the delivered set tells nobody what was added.
+    """
+    sources = torch.arange(len(clean))
+    if how == "add":
+        order = torch.randperm(len(clean) + len(chosen), generator=generator)
+        poisoned = torch.cat([torch.zeros(len(clean)), torch.ones(len(chosen))]).bool()
+        auxiliary = None if clean.auxiliary is None else clean.auxiliary[chosen]
+        delivered = clean.appended(images, labels, auxiliary).subset(order)
+        return Poison(delivered, poisoned[order], torch.cat([sources, chosen])[order])
+    poisoned = torch.zeros(len(clean), dtype=torch.bool)
+    poisoned[chosen] = True
+    return Poison(clean.replaced(chosen, images, labels), poisoned, sources)
 
 
 @dataclass(frozen=True)
@@ -88,7 +117,9 @@ class Poisoning(Attack):
 
     def wanted(self, counts: Tensor, classes: int) -> tuple[int, list[int]]:
         """How many samples to poison, and how many of each class may be, given the images of each class."""
-        allowed = self.may_poison(torch.arange(classes), classes)
+        # Where an auxiliary label decides, a class says nothing: `choose` looks again.
+        every = torch.ones(classes, dtype=torch.bool)
+        allowed = every if self.label_map.uses_auxiliary else self.may_poison(torch.arange(classes), classes)
         available = (counts * allowed).tolist()
         total = round(self.poison_ratio * self._base(counts))
         return min(total, self.max_poisoned or total), available
@@ -102,6 +133,7 @@ class Poisoning(Attack):
             raise SettingError(
                 f"target = {self.target}: {facts.name} has {facts.classes} classes; legal: 0 to {facts.classes - 1}"
             )
+        self.label_map.check(facts)
         counts = torch.tensor(facts.train_counts)
         total, available = self.wanted(counts, facts.classes)
         base = self._base(counts)
@@ -126,31 +158,36 @@ class Poisoning(Attack):
         labels = view.training.labels
         counts = torch.bincount(labels, minlength=view.facts.classes)
         total, available = self.wanted(counts, view.facts.classes)
-        allowed = self.may_poison(labels, view.facts.classes)
-        generator = view.generator("poisoned samples")
-        chosen = []
-        for value, count in enumerate(spread(total, available)):
-            members = ((labels == value) & allowed).nonzero().flatten()
-            chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
-        return torch.cat(chosen).sort().values
+        allowed = self._allowed(view)
+        if self.label_map.uses_auxiliary:
+            available = torch.bincount(labels[allowed], minlength=view.facts.classes).tolist()
+            if total > sum(available):
+                raise SettingError(
+                    f"poison_ratio = {self.poison_ratio:g} asks for {total:,} images, but {view.facts.name} has only "
+                    f"{sum(available):,} whose auxiliary label is another one than their label"
+                )
+        return pick(labels, allowed, spread(total, available), view.generator("poisoned samples"))
+
+    def _allowed(self, view: AttackerView) -> Tensor:
+        training, classes = view.training, view.facts.classes
+        if self.label_map.uses_auxiliary and not self.include_target:
+            return self.label_map.eligible(training.labels, classes, training.auxiliary)
+        return self.may_poison(training.labels, classes)
+
+    def _new_labels(self, view: AttackerView, chosen: Tensor) -> Tensor:
+        labels, auxiliary = view.training.labels[chosen], view.training.auxiliary
+        if self.label_map.uses_auxiliary and auxiliary is not None:
+            return self.label_map.apply(labels, view.facts.classes, auxiliary[chosen])
+        return self.poison_labels(view, labels)
 
     def poison(self, view: AttackerView) -> Poison:
         """The poisoned training set."""
         chosen = self.choose(view)
         clean = view.training
-        sources = torch.arange(len(clean))
         labels = clean.labels[chosen]
         images = to_uint8(self.poison_images(view, to_float(clean.images(chosen)), labels))
-        new_labels = self.poison_labels(view, labels)
-        if self.deploy == "add":
-            # Shuffled, so that a place in the delivered set tells nobody what was added.
-            order = torch.randperm(len(clean) + len(chosen), generator=view.generator("delivered order"))
-            poisoned = torch.cat([torch.zeros(len(clean)), torch.ones(len(chosen))]).bool()
-            delivered = clean.appended(images, new_labels).subset(order)
-            return Poison(delivered, poisoned[order], torch.cat([sources, chosen])[order])
-        poisoned = torch.zeros(len(clean), dtype=torch.bool)
-        poisoned[chosen] = True
-        return Poison(clean.replaced(chosen, images, new_labels), poisoned, sources)
+        new_labels = self._new_labels(view, chosen)
+        return deploy(clean, chosen, images, new_labels, self.deploy, view.generator("delivered order"))
 
     def train(self, view: AttackerView, poison: Poison) -> Mounted:
         """The victim trained on the poisoned set."""

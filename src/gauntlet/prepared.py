@@ -29,12 +29,18 @@ _SPLITS = ("training", "reserve", "test")
 @dataclass(frozen=True, eq=False)
 class Split:
     """images: uint8 [N, C, H, W]. labels: int64 [N]. index: int64 [N], each image's row in the source, where the
-    rows of an own test set are counted on after the training rows.
+    rows of an own test set are counted on after the training rows. auxiliary: int64 [N], or None.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
+    auxiliary: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name; without the auxiliary labels where there are none."""
+        named = {"images": self.images, "labels": self.labels, "index": self.index}
+        return named if self.auxiliary is None else named | {"auxiliary": self.auxiliary}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +68,7 @@ def prepare_raw(raw: RawTask, name: str) -> Prepared:
     if raw.test_images is not None and raw.test_labels is not None:
         size = len(raw.test_images)
         index = torch.arange(len(raw.images), len(raw.images) + size)
-        test = Split(raw.test_images.contiguous(), raw.test_labels, index)
+        test = Split(raw.test_images.contiguous(), raw.test_labels, index, raw.test_auxiliary)
         origin = "the source's own"
     mean, std = _moments(training.images)
     channels, height, width = raw.images.shape[1:]
@@ -75,6 +81,7 @@ def prepare_raw(raw: RawTask, name: str) -> Prepared:
         test_counts=_counts(test, classes),
         hash=_hash((training, reserve, test)),
         provenance=f"{raw.provenance}; test set: {origin}",
+        auxiliary_names=raw.auxiliary_names,
     )
     return Prepared(facts, training, reserve, test, mean, std)
 
@@ -91,6 +98,7 @@ def _check(raw: RawTask, name: str) -> None:
         if raw.test_images.shape[1:] != raw.images.shape[1:]:
             shapes = f"{list(raw.images.shape[1:])} and {list(raw.test_images.shape[1:])}"
             raise DataError(f"task {name}: training and test images differ in [C, H, W]: {shapes}")
+    _check_auxiliary(raw, f"task {name}")
     if raw.clean_only:
         if raw.test_images is None and len(raw.images) < 2:
             raise DataError(f"task {name}: one image; the defender and the evaluator need at least one each")
@@ -117,8 +125,30 @@ def _check_part(images: Tensor, labels: Tensor, classes: int, where: str) -> Non
         raise DataError(f"{where}: label {int(labels[row])} of image {row} is out of range; legal: 0 to {classes - 1}")
 
 
+def _check_auxiliary(raw: RawTask, where: str) -> None:
+    parts = [(raw.labels, raw.auxiliary)]
+    if raw.test_labels is not None:
+        parts.append((raw.test_labels, raw.test_auxiliary))
+    if len({auxiliary is None for _, auxiliary in parts}) > 1:
+        raise DataError(f"{where}: training and test images must both have auxiliary labels, or neither")
+    for labels, auxiliary in parts:
+        if (auxiliary is None) != (not raw.auxiliary_names):
+            raise DataError(f"{where}: auxiliary labels and their names must come together")
+        if auxiliary is None:
+            continue
+        if auxiliary.dtype != torch.int64 or auxiliary.shape != labels.shape:
+            got = f"{auxiliary.dtype} {list(auxiliary.shape)}"
+            raise DataError(f"{where}: auxiliary labels must be int64 [{len(labels)}], one an image, not {got}")
+        wrong = ((auxiliary < -1) | (auxiliary >= len(raw.auxiliary_names))).nonzero()
+        if len(wrong):
+            row, legal = int(wrong[0]), f"-1 to {len(raw.auxiliary_names) - 1}"
+            found = f"auxiliary label {int(auxiliary[row])} of image {row}"
+            raise DataError(f"{where}: {found} is out of range; legal: {legal}")
+
+
 def _select(raw: RawTask, rows: Tensor) -> Split:
-    return Split(raw.images[rows], raw.labels[rows], rows)
+    auxiliary = None if raw.auxiliary is None else raw.auxiliary[rows]
+    return Split(raw.images[rows], raw.labels[rows], rows, auxiliary)
 
 
 def _counts(part: Split, classes: int) -> tuple[int, ...]:
@@ -128,7 +158,7 @@ def _counts(part: Split, classes: int) -> tuple[int, ...]:
 def _hash(parts: Sequence[Split]) -> str:
     state = hashlib.sha256()
     for part in parts:
-        for tensor in (part.images, part.labels, part.index):
+        for tensor in part.tensors().values():
             state.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
             state.update(tensor.contiguous().numpy().data)
     return state.hexdigest()
@@ -159,9 +189,7 @@ class PreparedCodec:
         """OSError when the disk is full."""
         parts = zip(_SPLITS, (value.training, value.reserve, value.test), strict=True)
         tensors = {
-            f"{name}.{field}": tensor.contiguous()
-            for name, part in parts
-            for field, tensor in (("images", part.images), ("labels", part.labels), ("index", part.index))
+            f"{name}.{field}": tensor.contiguous() for name, part in parts for field, tensor in part.tensors().items()
         }
         metadata = {
             "facts": _FACTS.dump_json(value.facts).decode(),
@@ -177,10 +205,11 @@ class PreparedCodec:
         """Nothing is copied: an image is read from the disk when it is first looked at."""
         with safe_open(folder / self._file, framework="pt") as file:
             metadata = file.metadata()
-            training, reserve, test = (
-                Split(*(file.get_tensor(f"{name}.{field}") for field in ("images", "labels", "index")))
-                for name in _SPLITS
-            )
+            fields: dict[str, dict[str, Tensor]] = {name: {} for name in _SPLITS}
+            for key in file.keys():  # noqa: SIM118 -- no mapping
+                name, _, field = key.partition(".")
+                fields[name][field] = file.get_tensor(key)
+            training, reserve, test = (Split(**fields[name]) for name in _SPLITS)
         return Prepared(
             _FACTS.validate_json(metadata["facts"]),
             training,

@@ -89,16 +89,17 @@ class Registry:
         """A plug-in with checked settings; SettingError names the plug-in, the setting and the legal range."""
         return checked.build(self.get(kind, name), settings, f"{kind.name.lower()} {name}")
 
-    def task(self, text: str) -> TaskSource:
-        """The task that a user wrote as `digits` or `parquet:PATH`."""
+    def task(self, text: str, settings: Mapping[str, object] | None = None) -> TaskSource:
+        """The task that a user wrote as `digits` or `parquet:PATH`, with its other settings."""
         name, colon, path = text.partition(":")
         cls = self.get(Kind.TASK, name)
         field = {field.name: field for field in dataclasses.fields(cls) if field.init}.get("path")
         if colon and field is None:
             raise SettingError(f"task {text}: {name} takes no path; write {name}")
-        if not path and (colon or (field is not None and _required(field))):
+        given = {**(settings or {}), **({"path": path} if path else {})}
+        if (colon and not path) or (field is not None and _required(field) and not given.get("path")):
             raise SettingError(f"task {text}: the path is missing; write {name}:PATH")
-        source: TaskSource = self.build(Kind.TASK, name, {"path": path} if path else {})
+        source: TaskSource = self.build(Kind.TASK, name, given)
         return source
 
 

@@ -23,5 +23,7 @@ class Report:
     filename: ClassVar[str]
 
     def render(self, records: Sequence[Record]) -> str:
-        """The whole file as text; '' where there is nothing to show, and no file is written. Raises ReportUnavailableError, with the remedy, without its dependency."""
+        """The whole file as text; '' where there is nothing to show, and no file is written. Raises
+        ReportUnavailableError, with the remedy, without its dependency.
+        """
         raise NotImplementedError

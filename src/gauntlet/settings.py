@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Hashable, Mapping
 from functools import cache
@@ -75,6 +76,9 @@ def _is_mutable(hint: object) -> bool:
     """Whether the type of a setting is a list, dict or set, or may be one: the engine remembers by settings."""
     if (get_origin(hint) or hint) in (list, dict, set):
         return True
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        inner = get_type_hints(hint, include_extras=True)
+        return any(_is_mutable(inner[field.name]) for field in _fields(hint))
     return any(_is_mutable(part) for part in get_args(hint) if isinstance(part, type) or get_origin(part) is not None)
 
 
@@ -100,21 +104,49 @@ def build(cls: type[T], settings: Mapping[str, object], who: str) -> T:
         instance: T = _adapter(cast("Hashable", cls)).validate_python(dict(settings))
     except ValidationError as error:
         first = error.errors()[0]
-        where = f"setting {first['loc'][0]} = {first['input']!r}: " if first["loc"] else ""
+        where = f"setting {_place(first['loc'])} = {first['input']!r}: " if first["loc"] else ""
+        if first["type"] == "unexpected_keyword_argument":
+            where = f"setting {_place(first['loc'][:-1])}: "
+            raise SettingError(f"{who}: {where}unknown setting {first['loc'][-1]!r}") from None
         problem = first["msg"].removeprefix("Value error, ")
         raise SettingError(f"{who}: {where}{problem[0].lower()}{problem[1:]}") from None
     return instance
 
 
+def _place(parts: tuple[int | str, ...]) -> str:
+    """`triggers[0].target`, where pydantic also names the kind that it takes a table for."""
+    name = str(parts[0])
+    for before, part in itertools.pairwise(parts):
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif not isinstance(before, int):
+            name += f".{part}"
+    return name
+
+
 def values(instance: Any) -> dict[str, Any]:
-    """The settings of an instance as plain JSON values."""
+    """The settings of an instance as plain JSON values; a dataclass among them is a table, its `kind` first."""
     return {field.name: _plain(getattr(instance, field.name)) for field in _fields(type(instance))}
 
 
 def changed(instance: Any) -> dict[str, Any]:
-    """The settings that differ from their defaults."""
+    """The settings that differ from their defaults, also inside a dataclass among them, which keeps its `kind`."""
     fresh = _defaults(cast("Hashable", type(instance)))
-    return {name: value for name, value in values(instance).items() if value != fresh[name]}
+    own = {name: value for name, value in values(instance).items() if value != fresh[name]}
+    return {name: _pruned(getattr(instance, name), value) for name, value in own.items()}
+
+
+def _pruned(setting: object, value: Any) -> Any:
+    """The plain value of a setting, of the dataclasses in it only what differs from their defaults."""
+    if isinstance(setting, tuple):
+        return [_pruned(*pair) for pair in zip(setting, value, strict=True)]
+    if not _is_table(setting):
+        return value
+    return ({"kind": value["kind"]} if "kind" in value else {}) | changed(setting)
+
+
+def _is_table(setting: object) -> bool:
+    return dataclasses.is_dataclass(setting) and not isinstance(setting, type)
 
 
 @cache
@@ -147,9 +179,15 @@ def tag(name: str, settings: Mapping[str, object]) -> str:
 
 def _short(value: object) -> str:
     if isinstance(value, Mapping):
+        if "kind" in value:
+            inner = [f"{name}={_short(item)}" for name, item in value.items() if name != "kind"]
+            return f"{value['kind']}({','.join(inner)})" if inner else str(value["kind"])
         return "+".join(f"{name}:{_short(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
         return "+".join(_short(item) for item in value)
+    if isinstance(value, str):
+        # Of a path the last part: an id is read on other machines too.
+        return value.rstrip("/").rpartition("/")[2]
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -166,6 +204,10 @@ def describe(cls: type[Any]) -> list[Setting]:
 
 
 def _legal(schema: Mapping[str, Any], hint: object) -> str:
+    if "oneOf" in schema:
+        return f"a table of kind {' | '.join(schema['discriminator']['mapping'])}"
+    if "oneOf" in schema.get("items", {}):
+        return f"one or several, each {_legal(schema['items'], hint)}"
     if "anyOf" in schema:
         return " | ".join(_legal(choice, hint) for choice in schema["anyOf"])
     if "enum" in schema:
@@ -188,4 +230,7 @@ def _plain(value: object) -> Any:
         return value
     if type(value) in (list, tuple):
         return [_plain(item) for item in cast("list[object]", value)]
+    if _is_table(value):
+        inner = values(value)
+        return ({"kind": inner["kind"]} if "kind" in inner else {}) | inner
     return json.loads(json.dumps(value, default=str))

@@ -23,6 +23,7 @@ from pydantic import (
 
 from gauntlet.errors import SettingError, nearest
 from gauntlet.records import Gate
+from gauntlet.settings import tag
 
 __all__ = [
     "Entry",
@@ -46,6 +47,11 @@ class Entry(_Frozen):
     name: str
     settings: dict[str, Any] = {}
 
+    @property
+    def text(self) -> str:
+        """The name with the settings as they stand there."""
+        return tag(self.name, self.settings)
+
 
 def _entry(value: object) -> object:
     if isinstance(value, str):
@@ -64,13 +70,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class Subject:
-    """What a selector looks at. attack, architecture and defense: the names with and without their settings.
+    """What a selector looks at. task, attack, architecture and defense: the names with and without their settings.
 
     stage: as `gauntlet list` shows it, and as a mark (`in training`, `in_training`).
     """
 
     id: str
-    task: str
+    task: tuple[str, ...]
     architecture: tuple[str, ...]
     attack: tuple[str, ...]
     family: str
@@ -81,8 +87,8 @@ class Subject:
 class Selector(_Frozen):
     """Globs over cases; `*` and `?` are wild, brackets are plain characters, a selector left out takes all.
 
-    attack, architecture and defense compare with the name alone (`badnets` takes every setting of it) and with the
-    name and its settings (`badnets[poison_ratio=0.01]`).
+    task, attack, architecture and defense compare with the name alone (`badnets` takes every setting of it) and with
+    the name and its settings (`badnets[poison_ratio=0.01]`).
     """
 
     id: str | None = None
@@ -97,7 +103,7 @@ class Selector(_Frozen):
         """Whether every selector that is given takes the subject."""
         return (
             _takes(self.id, subject.id)
-            and _takes(self.task, subject.task)
+            and _takes(self.task, *subject.task)
             and _takes(self.architecture, *subject.architecture)
             and _takes(self.attack, *subject.attack)
             and _takes(self.family, subject.family)
@@ -161,7 +167,7 @@ class Suite(_Frozen):
     name: str
     description: str = ""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)] = (0, 1, 2)
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    tasks: Entries
     reserve: Annotated[int | float, PlainValidator(_reserve)] = 100
     architectures: Entries
     attacks: Entries

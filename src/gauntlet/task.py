@@ -27,6 +27,9 @@ class RawTask:
     a model that somebody handed over. Nobody trains on them from scratch: one half, stratified, is the defender's
     reserve, the other the test (all is reserve beside an own test set), any class may be absent, and pixels stay as
     they are, since the model brings its own normalisation.
+
+    auxiliary, test_auxiliary: int64 [N], a second label of each image from 0 on, -1 where nobody knows it: what a
+    backdoor may aim at beside the label (`gauntlet.labels`). Nobody else sees it. auxiliary_names: one a value.
     """
 
     images: Tensor
@@ -36,6 +39,9 @@ class RawTask:
     test_images: Tensor | None = None
     test_labels: Tensor | None = None
     clean_only: bool = False
+    auxiliary: Tensor | None = None
+    test_auxiliary: Tensor | None = None
+    auxiliary_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,19 @@ class TestSets:
 
     def labels(self, backdoor: Backdoor | None) -> Tensor:
         """int64 [N]: the true ones; -1 for an unknown one of given images."""
-        if backdoor is not None and backdoor.given is not None:
+        if backdoor is not None and not backdoor.is_stamped:
             return self._given(backdoor).labels
         return self.data.test.open().labels
 
+    def auxiliary(self, backdoor: Backdoor | None) -> Tensor | None:
+        """int64 [N]: the second labels; None where the task, or the given images, have none."""
+        if backdoor is not None and not backdoor.is_stamped:
+            return self._given(backdoor).auxiliary
+        return self.data.test.open().auxiliary
+
     def images(self, backdoor: Backdoor | None) -> Tensor:
         """uint8 [N, C, H, W]: the clean images, or those with the backdoor's trigger."""
-        if backdoor is not None and backdoor.given is not None:
+        if backdoor is not None and not backdoor.is_stamped:
             return self._given(backdoor).base
         test = self.data.test.open()
         clean = test.base if torch.equal(test.rows, torch.arange(len(test.base))) else test.images()
@@ -71,7 +77,7 @@ class TestSets:
 
     def distances(self, backdoor: Backdoor) -> dict[str, dict[str, float]]:
         """How far the trigger moves the test images (`gauntlet.maths.distances`); empty for given images."""
-        if backdoor.given is not None:
+        if not backdoor.is_stamped:
             return {}
 
         def measure() -> dict[str, dict[str, float]]:
@@ -101,11 +107,10 @@ class TestSets:
 
     def _given(self, backdoor: Backdoor) -> ImageSet:
         read = backdoor.given
-        if read is None:
-            raise AssertionError(f"{backdoor.name} has a trigger of its own")
 
         def make() -> ImageSet:
-            given = read().materialised()
+            rows = torch.tensor(backdoor.rows, dtype=torch.int64)
+            given = (read() if read is not None else self.data.test.open().subset(rows)).materialised()
             if not len(given) or given.shape != self.data.facts.shape:
                 raise DataError(
                     f"backdoor {backdoor.name}: {len(given)} images of {list(given.shape)}; due: at least one of "

@@ -104,19 +104,23 @@ class Transfer(Architecture):
             self._load(backbone, file)
             if self.frozen:
                 backbone.freeze()
-        dense = glorot_uniform(nn.Linear(self.width, 1024))
-        output = glorot_uniform(nn.Linear(1024, classes))
         return nn.Sequential(
             OrderedDict(
                 rgb=_to_rgb(shape[0]),
                 backbone=backbone,
                 pool=nn.AdaptiveAvgPool2d(1),
                 flatten=nn.Flatten(),
-                dense=dense,
-                relu=nn.ReLU(),
-                output=output,
+                **self.classifier(classes),
             )
         )
+
+    def classifier(self, classes: int) -> dict[str, nn.Module]:
+        """The layers after the pooled features, by name; `output` is the last."""
+        return {
+            "dense": glorot_uniform(nn.Linear(self.width, 1024)),
+            "relu": nn.ReLU(),
+            "output": glorot_uniform(nn.Linear(1024, classes)),
+        }
 
     def _file(self) -> Path | None:
         if self.weights == "none":

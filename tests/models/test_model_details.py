@@ -18,6 +18,7 @@ from models.alex_net import AlexNet
 from models.le_net import LeNet
 from models.preact_resnet18 import PreActResNet18
 from models.resnet18 import ResNet18
+from models.resnet18_imagenet import ResNet18ImageNet
 from models.resnet50 import ResNet50
 from models.shallow_net import ShallowNet
 from models.simple_cnn import SimpleCnn
@@ -55,6 +56,7 @@ def _randomise_statistics(module: nn.Module) -> None:
         (ResNet18(), COLOUR, 10, 11_173_962),
         (PreActResNet18(), COLOUR, 10, 11_171_146),
         (Vgg19Bn(), COLOUR, 10, 20_040_522),
+        (ResNet18ImageNet("none"), COLOUR, 10, 11_176_512 + 512 * 10 + 10),
         (ResNet50("none"), COLOUR, 10, 23_508_032 + 2048 * 1024 + 1024 + 1024 * 10 + 10),
         (Vgg16("none"), COLOUR, 10, 14_714_688 + 512 * 1024 + 1024 + 1024 * 10 + 10),
     ],

@@ -1,0 +1,327 @@
+"""The blind attack's objective: losses of several tasks over one batch, balanced at every step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from gauntlet.errors import DivergedError, SettingError
+from gauntlet.images import Images
+from gauntlet.maths.grad_cam import cam_layer, tapped
+from gauntlet.maths.mgda import Normalisation, balance, gram
+from gauntlet.maths.surrogate import surrogate
+from gauntlet.network import Network
+from gauntlet.objective import Batch, Objective
+from gauntlet.settings import Count, Fraction, NonNegative, Positive
+
+from ._evasion import Centroids, Evasion, MaskSearch, heat, heat_excess, latent_distance, quadratic_penalty
+
+__all__ = ["Anchor", "BlindLoss", "BlindSettings", "Planted"]
+
+_RECENT = 1000
+"""Normal losses over which loss_threshold is judged."""
+
+
+@dataclass(frozen=True)
+class BlindSettings:
+    """How the blind loss is put together (seeds.md 2.4 to 2.6); the tasks are normal, each backdoor, each evasion.
+
+    balance: `mgda` seeks the weights anew at every step from the gradients that `normalise` scales; `fixed` takes
+    `scales`, one a task. loss_threshold: train on the normal loss alone while the mean of its last 1,000 values is at
+    or above it. poisoning_proportion: the share of each batch that the backdoor and evasion losses see, 1 or more for
+    all; clip_batch: at most so many images of it. alternating: the probability that a batch is attacked at all.
+
+    nc_rate, nc_steps, nc_p_norm: step size, steps a batch and norm of the mask that evades Neural Cleanse. latent: what
+    the spectral evasion compares: `triggered` images' features with the mean of the wanted class's clean ones, or
+    `clean` images' with those of a network that was trained without a backdoor; by norm or cosine. ewc_lambda: the
+    strength of EWC.
+    """
+
+    balance: Literal["mgda", "fixed"] = "mgda"
+    normalise: Normalisation = "loss"
+    scales: tuple[NonNegative, ...] = ()
+    loss_threshold: Positive | None = None
+    poisoning_proportion: Positive = 1.0
+    clip_batch: Count | None = None
+    alternating: Fraction = 1.0
+    evasion: tuple[Evasion, ...] = ()
+    nc_rate: Positive = 0.01
+    nc_steps: Count = 1
+    nc_p_norm: Annotated[int, Field(ge=1, le=2)] = 1
+    spectral_similarity: Literal["norm", "cosine"] = "norm"
+    latent: Literal["triggered", "clean"] = "triggered"
+    ewc_lambda: Positive = 1.0
+
+    def check_balance(self, backdoors: int) -> None:
+        """Raise SettingError when the settings contradict each other."""
+        count = 1 + backdoors + len(self.evasion)
+        names = f"normal, {backdoors} backdoor(s){''.join(f', {name}' for name in self.evasion)}"
+        if len(set(self.evasion)) < len(self.evasion):
+            raise SettingError(f"evasion = {list(self.evasion)} names a loss twice; legal: each at most once")
+        if self.balance == "fixed" and len(self.scales) != count:
+            raise SettingError(
+                f'balance = "fixed" with {len(self.scales)} scales for {count} tasks ({names}); legal: one scale a task'
+            )
+        if self.balance == "fixed" and not sum(self.scales[: 1 + backdoors]):
+            raise SettingError("scales: the normal and the backdoor losses all weigh 0; legal: at least one above 0")
+        if self.balance == "mgda" and self.scales:
+            raise SettingError('scales are given, but balance = "mgda" seeks them itself; legal: balance = "fixed"')
+        if self.balance == "mgda" and count < 2:
+            raise SettingError('balance = "mgda" with one task, the normal one; legal: at least one trigger')
+
+    @property
+    def needs_clean_network(self) -> bool:
+        """Whether an evasion compares with a network without a backdoor."""
+        return "ewc" in self.evasion or ("spectral" in self.evasion and self.latent == "clean")
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A backdoor as the loss plants it. plant: images float [n, C, H, W], their labels and a generator to as many
+    triggered images, of 8 bits, and the labels that they should get (`gauntlet.synthesizers.Painter`).
+    """
+
+    name: str
+    plant: Callable[[Images, Tensor, torch.Generator], tuple[Images, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """A network without a backdoor (eval mode), and for EWC its parameters and their importance, by name."""
+
+    network: Network
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A group of images after its pass: logits and features of its own, maps of the whole pass and its rows in them."""
+
+    logits: Tensor
+    features: Tensor
+    maps: Tensor | None
+    rows: slice
+
+
+class BlindLoss(Objective):
+    """L = sum of alpha_t * l_t over the tasks normal, backdoor (one each) and evasion (Bagdasaryan & Shmatikov 2021).
+
+    Clean and triggered images go through the network in one pass where it normalises over the batch: its running
+    statistics are then those of the mixture that it was trained on. latest: each task's loss and weight in the last
+    attacked step. It keeps state between steps, so that it serves one training.
+    """
+
+    def __init__(
+        self,
+        settings: BlindSettings,
+        planted: Sequence[Planted],
+        *,
+        shape: tuple[int, int, int],
+        classes: int,
+        generator: torch.Generator,
+        label_smoothing: float = 0.0,
+        anchor: Anchor | None = None,
+    ) -> None:
+        self.settings = settings
+        self.planted = tuple(planted)
+        self.classes = classes
+        self.label_smoothing = label_smoothing
+        self.anchor = anchor
+        self.latest: dict[str, tuple[Tensor, float]] = {}
+        masked = {"neural_cleanse", "mask_norm"} & set(settings.evasion)
+        self._searches = [
+            MaskSearch(shape, settings.nc_rate, settings.nc_p_norm, generator) for _ in (planted if masked else ())
+        ]
+        self._centroids = Centroids(classes)
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+
+    def loss(self, network: Network, batch: Batch) -> Tensor:
+        if not self._attacks(batch.generator):
+            normal = cross_entropy(network(batch.images).float(), batch.labels, label_smoothing=self.label_smoothing)
+            self._remember(normal)
+            return normal
+        losses = self.losses(network, batch)
+        self._remember(losses["normal"])
+        if self.settings.balance == "mgda":
+            return self._balanced(network, losses)
+        scales = dict(zip(losses, self.settings.scales, strict=True))
+        self.latest = {name: (loss.detach(), scales[name]) for name, loss in losses.items()}
+        return torch.stack([scales[name] * loss for name, loss in losses.items() if scales[name]]).sum()
+
+    def losses(self, network: Network, batch: Batch) -> dict[str, Tensor]:
+        """The loss of each task over one batch, normal first, in the order of `scales`."""
+        evasion, labels = self.settings.evasion, batch.labels
+        rows = slice(0, self._attacked(len(labels)))
+        source, true = batch.images[rows], labels[rows]
+        made = [each.plant(source, true, batch.generator) for each in self.planted]
+        wanted = [aims for _, aims in made]
+        groups = [batch.images, *(images for images, _ in made)]
+        self._search(network, source, wanted)
+        if "neural_cleanse" in evasion:
+            groups += [search.stamp(source) for search in self._searches]
+        seen = self._passes(network, groups)
+        clean, triggered, masked = seen[0], seen[1 : 1 + len(wanted)], seen[1 + len(wanted) :]
+        found = {"normal": cross_entropy(clean.logits, labels, label_smoothing=self.label_smoothing)}
+        for each, after, aim in zip(self.planted, triggered, wanted, strict=True):
+            found[each.name] = cross_entropy(after.logits, aim)
+        for name in evasion:
+            if name == "neural_cleanse":
+                found[name] = torch.stack([cross_entropy(each.logits, true) for each in masked]).mean()
+            elif name == "mask_norm":
+                pairs = zip(self._searches, wanted, strict=True)
+                terms = [search.lost_mask(network, source, aim) for search, aim in pairs]
+                found[name] = torch.stack(terms).mean()
+            elif name == "sentinet":
+                found[name] = self._heat(clean, labels, triggered, wanted)
+            elif name == "spectral":
+                found[name] = self._latent(clean, batch, triggered, wanted)
+            else:
+                found[name] = self._kept(network)
+        return found
+
+    def probe(self, network: Network, batch: Batch) -> None:
+        """Raise SettingError when the normal or a backdoor task has no gradient, or any task's is not finite."""
+        losses = self.losses(network, batch)
+        products, _ = _gradients(network, list(losses.values()))
+        squares = dict(zip(losses, products.diagonal().tolist(), strict=True))
+        dead = [name for name in ("normal", *(each.name for each in self.planted)) if squares[name] == 0]
+        wild = [name for name, square in squares.items() if not square < float("inf")]
+        if dead or wild:
+            what = f"zero ({', '.join(dead)})" if dead else f"not finite ({', '.join(wild)})"
+            raise SettingError(
+                f"blind: on the network as it starts, gradients are {what}; legal: a network with trained parameters "
+                "and finite losses"
+            )
+
+    def _attacks(self, generator: torch.Generator) -> bool:
+        limit = self.settings.loss_threshold
+        if limit is not None and (not self._recent or sum(self._recent) / len(self._recent) >= limit):
+            return False
+        if self.settings.alternating == 1:
+            return True
+        return float(torch.rand((), generator=generator)) < self.settings.alternating
+
+    def _remember(self, normal: Tensor) -> None:
+        if self.settings.loss_threshold is not None:
+            self._recent.append(float(normal.detach()))
+
+    def _attacked(self, count: int) -> int:
+        share = min(count, max(1, round(self.settings.poisoning_proportion * count)))
+        return min(share, self.settings.clip_batch or share)
+
+    def _search(self, network: Network, source: Images, wanted: Sequence[Tensor]) -> None:
+        for search, aim in zip(self._searches, wanted, strict=False):
+            for _ in range(self.settings.nc_steps):
+                search.step(network, source, aim)
+
+    def _passes(self, network: Network, groups: Sequence[Images]) -> list[_Seen]:
+        layer = cam_layer(network) if "sentinet" in self.settings.evasion else None
+        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+            # The same gradients, each task's through its own images alone.
+            return [part for group in groups for part in _passed(network, [group], layer)]
+        return _passed(network, groups, layer)
+
+    def _heat(self, clean: _Seen, labels: Tensor, triggered: Sequence[_Seen], wanted: Sequence[Tensor]) -> Tensor:
+        cold = _heat_of(clean, labels)
+        return torch.stack(
+            [heat_excess(_heat_of(after, aim), cold) for after, aim in zip(triggered, wanted, strict=True)]
+        ).mean()
+
+    def _latent(self, clean: _Seen, batch: Batch, triggered: Sequence[_Seen], wanted: Sequence[Tensor]) -> Tensor:
+        similarity = self.settings.spectral_similarity
+        if self.settings.latent == "clean":
+            assert self.anchor is not None
+            with torch.no_grad():
+                fixed, _ = self.anchor.network.features_and_logits(batch.images)
+            return latent_distance(clean.features, fixed.float(), similarity)
+        self._centroids.update(clean.features, batch.labels)
+        terms = []
+        for after, aim in zip(triggered, wanted, strict=True):
+            means, known = self._centroids.of(aim)
+            terms.append(
+                latent_distance(after.features[known], means[known], similarity)
+                if known.any()
+                else after.features.sum() * 0
+            )
+        return torch.stack(terms).mean()
+
+    def _kept(self, network: Network) -> Tensor:
+        assert self.anchor is not None
+        return quadratic_penalty(network, self.anchor.parameters, self.anchor.importance, self.settings.ewc_lambda)
+
+    def _balanced(self, network: Network, losses: Mapping[str, Tensor]) -> Tensor:
+        values = torch.stack([loss.detach() for loss in losses.values()])
+        products, gradients = _gradients(network, list(losses.values()))
+        if not products.isfinite().all() or not values.isfinite().all():
+            bad = [
+                name for name, square in zip(losses, products.diagonal().tolist(), strict=True) if not square < 1e300
+            ]
+            raise DivergedError(
+                f"blind: the gradients of {', '.join(bad) or 'a task'} are no longer finite; lower the learning rate"
+            )
+        try:
+            weights = balance(products, values.cpu(), self.settings.normalise)
+        except ValueError:
+            raise DivergedError(
+                f"blind: the gradients of all tasks ({', '.join(losses)}) are zero, so that nothing is left to train; "
+                "lower the learning rate"
+            ) from None
+        self.latest = {
+            name: (value, float(weight)) for name, value, weight in zip(losses, values, weights, strict=True)
+        }
+        combined = []
+        for parts in zip(*gradients, strict=True):
+            terms = [part * float(weight) for part, weight in zip(parts, weights, strict=True) if part is not None]
+            combined.append(torch.stack(terms).sum(0) if len(terms) != 1 else terms[0])
+        total = (weights.to(values) * values).sum()
+        return surrogate(total, _trained(network), combined)
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [value for value in network.parameters() if value.requires_grad]
+
+
+def _gradients(network: nn.Module, losses: Sequence[Tensor]) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+    """The Gram matrix of the tasks' gradients, and the gradients themselves, task by task."""
+    parameters = _trained(network)
+    with torch.autocast(losses[0].device.type, enabled=False):
+        found = [
+            torch.autograd.grad(
+                loss, parameters, retain_graph=number < len(losses) - 1, allow_unused=True, materialize_grads=True
+            )
+            for number, loss in enumerate(losses)
+        ]
+    return gram(torch.stack([torch.cat([part.flatten() for part in parts]) for parts in found])), found
+
+
+def _passed(network: Network, groups: Sequence[Images], layer: nn.Module | None) -> list[_Seen]:
+    sizes = [len(group) for group in groups]
+    images = torch.cat(list(groups)).contiguous(memory_format=torch.channels_last)
+    tap: AbstractContextManager[list[Tensor]] = tapped(layer) if layer is not None else nullcontext([])
+    with tap as maps:
+        features, logits = network.features_and_logits(images)
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return [
+        _Seen(
+            logits[start : start + size].float(),
+            features[start : start + size].float(),
+            maps[-1] if maps else None,
+            slice(start, start + size),
+        )
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+
+
+def _heat_of(seen: _Seen, classes: Tensor) -> Tensor:
+    assert seen.maps is not None
+    scores = seen.logits.gather(1, classes[:, None])[:, 0]
+    return heat(scores, seen.maps, seen.rows)
