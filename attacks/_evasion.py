@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, relu
 
 from gauntlet.images import Images
+from gauntlet.maths.adversarial import evaluating
 from gauntlet.maths.grad_cam import channel_weights
 from gauntlet.network import Network
 
@@ -20,18 +20,6 @@ Evasion = Literal["neural_cleanse", "sentinet", "spectral", "mask_norm", "ewc"]
 
 _CLASS_SHARE, _NORM_SHARE = 0.999, 0.001
 _LEAST = 1e-12
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode for the block, then each module's own mode again."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class MaskSearch:

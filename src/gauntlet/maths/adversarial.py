@@ -14,7 +14,7 @@ from gauntlet.maths.pgd import Norm, pgd
 from gauntlet.network import Network
 from gauntlet.objective import Batch, Objective
 
-__all__ = ["Adversarial"]
+__all__ = ["Adversarial", "evaluating"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Adversarial(Objective):
     random_start: bool = True
 
     def loss(self, network: Network, batch: Batch) -> Tensor:
-        with _evaluating(network):
+        with evaluating(network):
             images = pgd(
                 network,
                 batch.images,
@@ -51,7 +51,7 @@ class Adversarial(Objective):
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Eval mode for the block, then each module's own mode again: a frozen part may rest in eval all along."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()

@@ -35,12 +35,13 @@ def clipped_sum(network: nn.Module, images: Images, labels: Tensor, clip: float)
     if parts is None:
         return _clipped_one_by_one(network, images, labels, clip)
     seen, losses = _passed(network, images, labels, parts)
-    squares = sum((step.squares() for step in seen.values()), torch.zeros_like(losses))
-    factors = clip / squares.sqrt().clamp(min=clip)
     total: Gradients = {}
-    for name, step in seen.items():
-        found = step.weighted(factors)
-        total |= {f"{name}.{kind}" if name else kind: value for kind, value in found.items()}
+    with torch.autocast(images.device.type, enabled=False):
+        squares = sum((step.squares() for step in seen.values()), torch.zeros_like(losses))
+        factors = clip / squares.sqrt().clamp(min=clip)
+        for name, step in seen.items():
+            found = step.weighted(factors)
+            total |= {f"{name}.{kind}" if name else kind: value for kind, value in found.items()}
     return total, losses
 
 
