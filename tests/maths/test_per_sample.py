@@ -35,7 +35,7 @@ def _one_by_one(network: nn.Module, images: Tensor, labels: Tensor) -> list[dict
     found = []
     for image, label in zip(images, labels, strict=True):
         network.zero_grad()
-        cross_entropy(network(image[None]), label[None]).backward()
+        torch.autograd.backward(cross_entropy(network(image[None]), label[None]))
         found.append({name: value.grad.clone() for name, value in network.named_parameters() if value.grad is not None})
     return found
 
