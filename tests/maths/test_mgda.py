@@ -146,5 +146,10 @@ def test_a_solved_task_stops_nobody() -> None:
     weights = balance(gram(vectors), torch.ones(3), "none")
     assert float(weights[1]) == 0
     assert torch.allclose(weights[[0, 2]], min_norm(gram(vectors[[0, 2]])))
+    # Nor does one whose loss is nothing but rounding; where all are solved, all count.
+    vectors = gradients(2, 10, 0)
+    vectors[1] *= 1e-9
+    assert balance(gram(vectors), torch.tensor([0.5, 1e-8]), "loss").tolist() == [1, 0]
+    assert balance(gram(vectors), torch.tensor([1e-9, 1e-8]), "loss")[1] > 0
     with pytest.raises(ValueError, match="all tasks are zero"):
         balance(torch.zeros(2, 2), torch.ones(2), "loss")

@@ -47,14 +47,17 @@ def balance(products: Tensor, losses: Tensor, kind: Normalisation) -> Tensor:
     """float64 [T]: the weights of the raw losses, at least 0, of sum 1.
 
     products: the Gram matrix of the raw gradients [T, T]; losses: [T]. The weights are those of the normalised
-    gradients' shortest combination. A task whose gradient is exactly zero is solved, and its weight is 0: it would be
-    the shortest vector itself, and stop the training of all others. ValueError when every gradient is zero.
+    gradients' shortest combination. A task whose loss is at most 1e-5, where the normalisers end, or whose gradient is
+    zero is solved, and its weight is 0: it would be the shortest vector itself, and stop the training of all others.
+    Where every loss is that small, all with a gradient count. ValueError when every gradient is zero.
     """
     products, losses = products.double().cpu(), losses.double().cpu()
     squares = products.diagonal()
-    open_tasks = (squares > 0).nonzero().flatten()
-    if not len(open_tasks):
+    moved = squares > 0
+    if not moved.any():
         raise ValueError("the gradients of all tasks are zero")
+    unsolved = moved & (losses > _LEAST)
+    open_tasks = (unsolved if unsolved.any() else moved).nonzero().flatten()
     scale = normalisers(kind, losses, squares)
     normalised = products / torch.outer(scale, scale)
     weights = torch.zeros_like(losses)
