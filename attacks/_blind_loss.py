@@ -85,12 +85,13 @@ class BlindSettings:
 
 @dataclass(frozen=True, eq=False)
 class Planted:
-    """A backdoor as the loss plants it. plant: images float [n, C, H, W], their labels and a generator to as many
-    triggered images, of 8 bits, and the labels that they should get (`gauntlet.synthesizers.Painter`).
+    """A backdoor as the loss plants it. plant: images float [n, C, H, W], their labels, a generator and the auxiliary
+    labels, if any, to as many triggered images, of 8 bits, and the labels that they should get
+    (`gauntlet.synthesizers.Painter`).
     """
 
     name: str
-    plant: Callable[[Images, Tensor, torch.Generator], tuple[Images, Tensor]]
+    plant: Callable[[Images, Tensor, torch.Generator, Tensor | None], tuple[Images, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +118,8 @@ class BlindLoss(Objective):
 
     Clean and triggered images go through the network in one pass where it normalises over the batch: its running
     statistics are then those of the mixture that it was trained on. latest: each task's loss and weight in the last
-    attacked step. It keeps state between steps, so that it serves one training.
+    attacked step. auxiliary: int64 [N], the second labels of the training set, on the device. It keeps state between
+    steps, so that it serves one training.
     """
 
     def __init__(
@@ -130,8 +132,10 @@ class BlindLoss(Objective):
         generator: torch.Generator,
         label_smoothing: float = 0.0,
         anchor: Anchor | None = None,
+        auxiliary: Tensor | None = None,
     ) -> None:
         self.settings = settings
+        self.auxiliary = auxiliary
         self.planted = tuple(planted)
         self.classes = classes
         self.label_smoothing = label_smoothing
@@ -162,7 +166,8 @@ class BlindLoss(Objective):
         evasion, labels = self.settings.evasion, batch.labels
         rows = slice(0, self._attacked(len(labels)))
         source, true = batch.images[rows], labels[rows]
-        made = [each.plant(source, true, batch.generator) for each in self.planted]
+        second = None if self.auxiliary is None else self.auxiliary[batch.positions[rows]]
+        made = [each.plant(source, true, batch.generator, second) for each in self.planted]
         wanted = [aims for _, aims in made]
         groups = [batch.images, *(images for images, _ in made)]
         self._search(network, source, wanted)

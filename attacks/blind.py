@@ -12,10 +12,11 @@ from gauntlet.attack import Attack, Family, Mounted
 from gauntlet.facts import TaskFacts
 from gauntlet.images import ImageSet, to_float
 from gauntlet.maths.per_sample import fisher_diagonal, frozen_statistics
+from gauntlet.mixing import clean_training
 from gauntlet.network import Network
 from gauntlet.objective import Batch
 from gauntlet.plugin import attack
-from gauntlet.synthesizers import Triggered, clean_part, painters
+from gauntlet.synthesizers import Triggered, painters
 from gauntlet.views import AttackerView
 
 from ._blind_loss import Anchor, BlindLoss, BlindSettings, Planted
@@ -51,8 +52,7 @@ class Blind(BlindSettings, Triggered, Attack):
         self.check_triggers(facts)
 
     def mount(self, view: AttackerView) -> Mounted:
-        clean = clean_part(self.triggers, view.training)
-        training = view.training if clean.all() else view.training.subset(clean)
+        training, rows = clean_training(self.triggers, view)
         network = view.tools.new_network()
         anchor = self._anchor(view, training) if self.needs_clean_network else None
         if anchor is not None and "ewc" in self.evasion:
@@ -61,11 +61,12 @@ class Blind(BlindSettings, Triggered, Attack):
         self.objective(view, anchor).probe(probed, _first_batch(view, training))
         view.tools.train(training, "training", network=network, objective=self.objective(view, anchor))
         nothing = torch.zeros(len(training), dtype=torch.bool)
-        return Mounted(network, training, nothing, clean.nonzero().flatten())
+        return Mounted(network, training, nothing, rows)
 
     def objective(self, view: AttackerView, anchor: Anchor | None = None) -> BlindLoss:
         """The loss, for one training. anchor: where an evasion `needs_clean_network`."""
         made = painters(self.triggers, view.training, view.facts.classes, view.device)
+        auxiliary = clean_training(self.triggers, view)[0].auxiliary
         return BlindLoss(
             self,
             [Planted(each.trigger.title, each) for each in made],
@@ -74,6 +75,7 @@ class Blind(BlindSettings, Triggered, Attack):
             generator=view.generator("mask search"),
             label_smoothing=view.recipe.label_smoothing,
             anchor=anchor,
+            auxiliary=None if auxiliary is None else auxiliary.to(view.device),
         )
 
     def _anchor(self, view: AttackerView, training: ImageSet) -> Anchor:

@@ -13,11 +13,13 @@ from gauntlet.facts import TaskFacts
 from gauntlet.images import ImageSet
 from gauntlet.network import Network
 from gauntlet.objective import Objective
+from gauntlet.randomness import seeded
 from gauntlet.recipe import Recipe
 from gauntlet.training import fit
 from gauntlet.views import DefenderView
+from models.le_net import LeNet
 
-__all__ = ["CPU", "RECIPE", "Tools", "digits", "facts", "view_on"]
+__all__ = ["CPU", "RECIPE", "Tools", "digits", "facts", "small_victim", "view_on"]
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=6, batch_size=64, learning_rate=5e-3, precision="fp32")
@@ -60,6 +62,14 @@ def facts(shape: tuple[int, int, int], classes: int = 10) -> TaskFacts:
     """Of a task whose images and counts nobody looks at."""
     counts = (1,) * classes
     return TaskFacts("mini", shape, tuple(map(str, range(classes))), counts, counts, counts, "", "")
+
+
+def small_victim() -> Network:
+    """le_net on 1,000 of the small digits, in eval mode; work on a copy."""
+    with seeded(0, "initialisation"):
+        network = Network(LeNet().build((1, 8, 8), 10), [0.3], [0.4], "dropout2", "conv2")
+    fit(network, digits(slice(0, 1000)), RECIPE, seed=0, purpose=("training",), device=CPU)
+    return network.eval()
 
 
 def view_on(victim: Network, reserve: ImageSet, classes: int = 10, seed: int = 5) -> DefenderView:

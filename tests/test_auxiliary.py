@@ -22,7 +22,7 @@ from gauntlet.facts import TaskFacts
 from gauntlet.images import Images, ImageSet
 from gauntlet.labels import AllToAll, AllToOne, FromAuxiliary, LabelMap, SourceToTarget
 from gauntlet.mounting import mount
-from gauntlet.pipeline import Context, tools_for, victim_key
+from gauntlet.pipeline import Context, run, tools_for, victim_key
 from gauntlet.plugin import Kind, attack
 from gauntlet.poisoning import Poisoning
 from gauntlet.prepared import prepare_raw
@@ -255,6 +255,16 @@ def test_a_whole_case(context: Context, heads: Case, deploy: str) -> None:
     (counts,) = found.counts.backdoors
     assert counts.asr.n == int(test.auxiliary.ne(test.labels).sum())
     assert torch.equal(found.predictions[1].wanted, test.auxiliary)
+
+
+@pytest.mark.parametrize("name", ["data_poisoning", "batch_mixing", "weight_injection", "blind"])
+def test_every_attack_with_triggers_plants_them(context: Context, heads: Case, name: str) -> None:
+    """The trigger `complex` takes the wanted label from the auxiliary one."""
+    attack = context.registry.build(Kind.ATTACK, name, {"triggers": "complex"})
+    (seed,) = run(replace(heads, attack=attack), context).scores
+    test = context.data(heads).test.open()
+    assert test.auxiliary is not None
+    assert seed.backdoors[0].asr.n == int(test.auxiliary.ne(test.labels).sum())
 
 
 def test_a_remembered_victim_keeps_them(context: Context, heads: Case) -> None:

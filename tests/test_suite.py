@@ -270,3 +270,11 @@ def test_one_id_may_not_mean_two_things(tmp_path: Path) -> None:
     assert merged([first, first]) == first
     with pytest.raises(SettingError, match="stands in suite one and in suite two"):
         merged([first, second])
+
+
+def test_two_files_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:
+    """Ids show the file's name alone."""
+    weights = '["one/net.h5", "two/net.h5"]'
+    text = TINY.replace('"badnets"', f'{{ name = "handed_over", weights = {weights} }}')
+    with pytest.raises(SettingError, match=r"both called handed_over\[weights=net\.h5\]; give their files different"):
+        expanded(tmp_path, text)

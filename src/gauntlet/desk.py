@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from gauntlet.plan import Choice, counted
 from gauntlet.precision import describe_precision
 from gauntlet.predictions import gather
 from gauntlet.records import Record, Status
-from gauntlet.results import ResultsWriter, run_name
+from gauntlet.results import ResultsWriter, new_folder
 from gauntlet.session import Session
 from gauntlet.terminal import print_leaderboard
 from gauntlet.wording import duration
@@ -36,7 +35,9 @@ class Desk:
         self._records: dict[str, Record] = {}
         self._unwritten: list[Record] = []
         self._artifacts: list[Path] = []
-        self._writer = ResultsWriter(_new_folder(options.results, options.suites), warn)
+        self._writer = ResultsWriter(
+            new_folder(options.results, "+".join(Path(suite).stem for suite in options.suites)), warn
+        )
 
     def take(self, record: Record) -> None:
         """Keep a record and write it through to disk; a case that several tests ask for is written once."""
@@ -74,17 +75,6 @@ class Desk:
         console = Console(file=text, width=width, force_terminal=colour, no_color=not colour, highlight=False)
         print_leaderboard(list(self._records.values()), console, self._artifacts)
         return text.getvalue()
-
-
-def _new_folder(results: Path, suites: Iterable[str]) -> Path:
-    """A folder that no other run has: two runs may begin within one second."""
-    name = run_name("+".join(Path(suite).stem for suite in suites), datetime.now(UTC).astimezone())
-    folder = results / name
-    number = 2
-    while folder.exists():
-        folder = results / f"{name}-{number}"
-        number += 1
-    return folder
 
 
 def header(session: Session, cases: Sequence[Case], choice: Choice | None) -> list[str]:

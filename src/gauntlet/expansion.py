@@ -103,10 +103,16 @@ def _plugins(suite: Suite, registry: Registry, kind: Kind, entries: Iterable[Ent
             cls = registry.get(kind, entry.name)
             for settings in grid(cls, entry.settings):
                 instance = registry.build(kind, entry.name, settings)
-                found.setdefault(label(instance), instance)
+                _same(found.setdefault(label(instance), instance), instance, label(instance))
         except SettingError as error:
             raise SettingError(f"{suite.file}: {error}") from None
     return list(found.values())
+
+
+def _same(first: object, second: object, name: str) -> None:
+    """Ids show of a path its last part: what differs elsewhere must not vanish."""
+    if first != second:
+        raise SettingError(f"two different settings are both called {name}; give their files different names")
 
 
 def named_tasks(suite: Suite, registry: Registry, chosen: Sequence[str] = ()) -> list[NamedTask]:
@@ -117,7 +123,7 @@ def named_tasks(suite: Suite, registry: Registry, chosen: Sequence[str] = ()) ->
             cls = registry.get(Kind.TASK, entry.name.partition(":")[0])
             for settings in grid(cls, entry.settings):
                 task = _named(entry.name, registry.task(entry.name, settings))
-                found.setdefault(task.name, task)
+                _same(found.setdefault(task.name, task), task, task.name)
         except SettingError as error:
             if not entry.settings:
                 raise

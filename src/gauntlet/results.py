@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from gauntlet.plugin import Kind
 from gauntlet.records import Record
 from gauntlet.report import Report, ReportUnavailableError
 
-__all__ = ["RECORDS", "ResultsWriter", "read_records", "run_name", "write_reports"]
+__all__ = ["RECORDS", "ResultsWriter", "new_folder", "read_records", "run_name", "write_reports"]
 
 RECORDS = "records.jsonl"
 """The file of records in a results folder; all other files there are made from it."""
@@ -31,6 +31,16 @@ class _Reports(Protocol):
 def run_name(suite: str, now: datetime) -> str:
     """`20261121-023000-quick`: sorts by time."""
     return f"{now:%Y%m%d-%H%M%S}-{suite}"
+
+
+def new_folder(results: Path, name: str) -> Path:
+    """A folder that no other run has: two runs may begin within one second. It is not made yet."""
+    name = run_name(name, datetime.now(UTC).astimezone())
+    folder, number = results / name, 2
+    while folder.exists():
+        folder = results / f"{name}-{number}"
+        number += 1
+    return folder
 
 
 class ResultsWriter:

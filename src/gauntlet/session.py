@@ -33,7 +33,7 @@ from gauntlet.suite import Suite, find_suite, read_suite
 from gauntlet.task import LoadContext, TaskSource
 from gauntlet.weights import OFFLINE
 
-__all__ = ["Session", "now", "open_context", "open_session", "settle"]
+__all__ = ["Session", "open_context", "open_session", "settle", "timestamp"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ class Session:
         )
 
 
-def now() -> str:
+def timestamp() -> str:
     """The time, as records keep it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -146,7 +146,7 @@ def open_session(options: Options, warn: Callable[[str], None], progress: Progre
     )
     settle(cases)
     warnings = [text for suite in suites for text in _unmatched(suite, registry)]
-    return Session(context, tuple(cases), known, tuple(warnings), now())
+    return Session(context, tuple(cases), known, tuple(warnings), timestamp())
 
 
 def settle(cases: Sequence[Case]) -> None:

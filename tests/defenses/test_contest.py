@@ -31,10 +31,9 @@ from gauntlet.settings import build
 from gauntlet.training import fit
 from gauntlet.views import DefenderView
 from models.deepid import DeepId
-from models.le_net import LeNet
 from models.shallow_net import ShallowNet
 from tests.sample_cases import CaseMaker
-from tests.sample_views import CPU, RECIPE, Tools, digits, view_on
+from tests.sample_views import CPU, RECIPE, Tools, digits, small_victim, view_on
 
 RESERVE = slice(1000, 1200)
 
@@ -42,10 +41,7 @@ RESERVE = slice(1000, 1200)
 @pytest.fixture(scope="module")
 def victim() -> Network:
     """Shared by the tests, which work on copies."""
-    with seeded(0, "initialisation"):
-        network = Network(LeNet().build((1, 8, 8), 10), [0.3], [0.4], "dropout2", "conv2")
-    fit(network, digits(slice(0, 1000)), RECIPE, seed=0, purpose=("training",), device=CPU)
-    return network
+    return small_victim()
 
 
 @pytest.fixture

@@ -1,90 +1,39 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from defenses.fine_pruning import FinePruning, halves
 from defenses.fine_tuning import FineTuning
 from gauntlet.defense import require_reserve
 from gauntlet.errors import NotApplicableError, SettingError
-from gauntlet.facts import TaskFacts
 from gauntlet.images import ImageSet, to_float
 from gauntlet.maths.pruning import activations, last_convolution
 from gauntlet.network import Network
-from gauntlet.objective import Objective
 from gauntlet.pipeline import Context, run
 from gauntlet.randomness import seeded
-from gauntlet.recipe import Recipe
 from gauntlet.stats import pooled, ratio
-from gauntlet.training import fit
 from gauntlet.views import DefenderView
-from models.le_net import LeNet
 from models.shallow_net import ShallowNet
 from tests.sample_cases import CaseMaker
-
-CPU = torch.device("cpu")
-RECIPE = Recipe(epochs=6, batch_size=64, learning_rate=5e-3, precision="fp32")
-FACTS = TaskFacts("mini", (1, 8, 8), tuple("0123456789"), (100,) * 10, (20,) * 10, (59,) * 10, "", "")
-
-
-@dataclass
-class Tools:
-    """The engine's training without its store."""
-
-    def new_network(self, architecture: str = "") -> Network:
-        raise NotImplementedError
-
-    def train(
-        self,
-        images: ImageSet,
-        *purpose: str,
-        recipe: Recipe | None = None,
-        objective: Objective | None = None,
-        network: Network | None = None,
-        architecture: str = "",
-        shared: bool = False,
-    ) -> Network:
-        assert network is not None
-        fit(network, images, recipe or RECIPE, seed=5, purpose=purpose, device=CPU, objective=objective)
-        return network
-
-
-def digits(part: slice) -> ImageSet:
-    data = load_digits()
-    images = torch.tensor(data.images * 15, dtype=torch.uint8)[:, None][part]
-    return ImageSet.of(images, torch.tensor(data.target)[part])
+from tests.sample_views import digits, small_victim, view_on
 
 
 @pytest.fixture(scope="module")
 def victim() -> Network:
     """Shared by the tests, which work on copies."""
-    with seeded(0, "initialisation"):
-        network = Network(LeNet().build((1, 8, 8), 10), [0.3], [0.4], "dropout2", "conv2")
-    fit(network, digits(slice(0, 1000)), RECIPE, seed=0, purpose=("training",), device=CPU)
-    return network
+    return small_victim()
 
 
 @pytest.fixture
 def view(victim: Network) -> DefenderView:
-    return DefenderView(
-        facts=FACTS,
-        architecture=LeNet(),
-        recipe=RECIPE,
-        seed=5,
-        device=CPU,
-        tools=Tools(),
-        victim=deepcopy(victim),
-        reserve=digits(slice(1000, 1200)),
-        delivered=None,
-        represent=lambda images: images.images().flatten(1).float(),
-    )
+    return view_on(deepcopy(victim), digits(slice(1000, 1200)))
 
 
 def pruned_channels(network: Network) -> list[int]:

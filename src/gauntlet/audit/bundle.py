@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +29,7 @@ __all__ = ["Bundle", "open_bundle", "save_bundle"]
 
 _FORM = "bundle.json"
 _LIMIT = 1 << 31
+_Side = Annotated[int, Field(ge=1, le=1 << 14)]
 
 
 class _Form(BaseModel):
@@ -38,7 +40,7 @@ class _Form(BaseModel):
     gauntlet: int = Field(ge=1, le=1)
     model: str
     settings: dict[str, Any]
-    shape: tuple[int, int, int]
+    shape: tuple[_Side, _Side, _Side]
     class_names: tuple[str, ...] = Field(min_length=2)
     networks: tuple[str, ...] = Field(min_length=1, max_length=2)
 
@@ -92,6 +94,8 @@ def save_bundle(
         _remove(folder)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            _remove(temporary)
         raise DataError(f"the bundle {folder} can't be written: {error}; choose another folder") from error
     return sorted(folder.iterdir())
 

@@ -113,15 +113,13 @@ def _share(text: str) -> float:
 
 
 def _audit(chosen: argparse.Namespace) -> int:
-    from datetime import UTC, datetime
-
     from rich.console import Console
 
     from gauntlet.audit.report import headline, write_audit
     from gauntlet.audit.request import Request, parse_trigger
     from gauntlet.audit.run import perform
     from gauntlet.audit.setup import open_audit
-    from gauntlet.results import ResultsWriter, run_name
+    from gauntlet.results import ResultsWriter, new_folder
     from gauntlet.terminal import print_leaderboard
 
     request = Request(
@@ -144,8 +142,7 @@ def _audit(chosen: argparse.Namespace) -> int:
     progress, close = _progress()
     try:
         audit = open_audit(request, options, _warn, progress)
-        name = run_name(f"audit-{request.model.stem}", datetime.now(UTC).astimezone())
-        writer = ResultsWriter(options.results / name, _warn)
+        writer = ResultsWriter(new_folder(options.results, f"audit-{request.model.stem}"), _warn)
         found = perform(audit, writer, lambda record: _tell(console, record))
         files = writer.finish(audit.session.context.registry) + write_audit(writer.folder, audit, found)
     finally:

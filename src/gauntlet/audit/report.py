@@ -12,27 +12,18 @@ from pathlib import Path
 from tabulate import tabulate
 
 from gauntlet.audit.pictures import Recovered, recovered
-from gauntlet.audit.run import Findings
+from gauntlet.audit.run import AuditResult
 from gauntlet.audit.setup import Audit
 from gauntlet.case import label
 from gauntlet.errors import DataError
 from gauntlet.files import content
+from gauntlet.findings import Findings
 from gauntlet.records import Record
 from gauntlet.stats import Rate
 from gauntlet.summary import defense_label, figures
 from gauntlet.wording import DASH, duration, percent, provenance_lines, rate_text
 
-__all__ = ["Page", "Table", "headline", "page", "write_audit"]
-
-
-@dataclass(frozen=True)
-class Table:
-    """legend: how to read it."""
-
-    title: str
-    legend: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+__all__ = ["Page", "headline", "page", "write_audit"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +33,13 @@ class Page:
     title: str
     verdict: str
     facts: tuple[tuple[str, str], ...]
-    tables: tuple[Table, ...]
+    tables: tuple[Findings, ...]
     triggers: tuple[tuple[str, tuple[Recovered, ...]], ...]
     repair: str
     provenance: tuple[tuple[str, str], ...]
 
 
-def page(audit: Audit, found: Findings) -> Page:
+def page(audit: Audit, found: AuditResult) -> Page:
     """The report's content."""
     named = {case.id: label(case.defense) for case in audit.session.cases}
     triggers = tuple((named[key], tuple(recovered(each))) for key, each in found.inspections.items())
@@ -63,7 +54,7 @@ def page(audit: Audit, found: Findings) -> Page:
     )
 
 
-def headline(found: Findings) -> str:
+def headline(found: AuditResult) -> str:
     """One sentence: what the model verdicts and the triggers say of the model as it was handed over."""
     if not found.records[0].scores:
         return f"The model could not be run: {found.records[0].reason}"
@@ -106,8 +97,8 @@ def _facts(audit: Audit) -> Iterator[tuple[str, str]]:
         yield "poisoned images", path.name
 
 
-def _tables(records: Sequence[Record]) -> Iterator[Table]:
-    yield Table(
+def _tables(records: Sequence[Record]) -> Iterator[Findings]:
+    yield Findings(
         "Defenses",
         "Clean accuracy and attack success rate (ASR) on the evaluator's images, in percent, with 95 % Wilson "
         "intervals; untriggered: clean images of other classes that go to the target without any trigger. An input "
@@ -115,13 +106,13 @@ def _tables(records: Sequence[Record]) -> Iterator[Table]:
         ("defense", "stage", "clean accuracy", "backdoor", "ASR", "untriggered", "gate", "took"),
         tuple(row for record in records for row in _measured(record)),
     )
-    yield Table(
+    yield Findings(
         "Input detectors",
         "Flagged images in percent. False alarms: clean images of the evaluator; caught: triggered ones.",
         ("defense", "threshold", "false alarms", "backdoor", "caught", "AUROC"),
         tuple(row for record in records for row in _detected(record)),
     )
-    yield Table(
+    yield Findings(
         "Model verdicts",
         "Suspects by their anomaly index; the index of every class stands in anomaly.csv.",
         ("defense", "flagged", "suspects", "highest index", "median index"),
@@ -176,13 +167,13 @@ def _rate(rate: Rate) -> str:
     return rate_text(rate) if rate.n else DASH
 
 
-def _repair(found: Findings) -> str:
+def _repair(found: AuditResult) -> str:
     if found.best is None:
         return "No repair passes the gate: nothing was exported."
     return f"{found.best.why}. It was exported: `repaired/` alone, `n_plus_1/` with the model as it was handed over."
 
 
-def write_audit(folder: Path, audit: Audit, found: Findings) -> list[Path]:
+def write_audit(folder: Path, audit: Audit, found: AuditResult) -> list[Path]:
     """audit.md, audit.html (when jinja2 is there), anomaly.csv and the pictures of recovered triggers."""
     made = page(audit, found)
     files: dict[str, bytes] = {"audit.md": markdown(made).encode()}

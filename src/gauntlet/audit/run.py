@@ -19,9 +19,9 @@ from gauntlet.network import Network
 from gauntlet.pipeline import tools_for
 from gauntlet.records import Gate, Record, Status
 from gauntlet.results import ResultsWriter
-from gauntlet.stats import pooled, ratio
+from gauntlet.summary import figures
 
-__all__ = ["Findings", "Repaired", "perform"]
+__all__ = ["AuditResult", "Repaired", "perform"]
 
 CLEAN_LOSS = 0.05
 """Clean accuracy that a repair may cost unless the user says otherwise."""
@@ -37,7 +37,7 @@ class Repaired:
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
+class AuditResult:
     """records: one a case, in their order. inspections: what model verdicts recovered, by case id. best: None where no
     repair passes the gate.
     """
@@ -59,7 +59,7 @@ class Findings:
         }
 
 
-def perform(audit: Audit, writer: ResultsWriter, tell: Callable[[Record], None]) -> Findings:
+def perform(audit: Audit, writer: ResultsWriter, tell: Callable[[Record], None]) -> AuditResult:
     """Run the undefended case, set the gate by it, run the others, choose and export a repair.
 
     Every record is written through at once, and told. A case that fails leaves its error in its record.
@@ -78,22 +78,23 @@ def perform(audit: Audit, writer: ResultsWriter, tell: Callable[[Record], None])
         # Without the model itself nothing can be said.
         for case in cases[1:]:
             keep(audit.session.record(case, Verdict(Status.NOT_RUN, first.reason)))
-        return Findings(tuple(records))
+        return AuditResult(tuple(records))
     gate = _gate(audit, first)
     gated = [replace(case, gate=gate) for case in cases[1:]]
     for case in gated:
         keep(audit.session.attempt(case)[0])
     inspections = dict(_inspections(audit, gated, records[1:]))
-    return Findings(tuple(records), inspections, _best(audit, gated, records, writer.folder))
+    return AuditResult(tuple(records), inspections, _best(audit, gated, records, writer.folder))
 
 
 def _gate(audit: Audit, first: Record) -> Gate:
-    clean = ratio(pooled(score.clean for score in first.scores))
-    wanted = audit.request.min_clean
-    known = any(score.backdoors for score in first.scores)
+    found = figures(first)
+    if found is None:
+        raise AssertionError("a model that could not be scored has no gate")
+    lowest = max(0.0, round(found.clean.value - CLEAN_LOSS, 3))
     return Gate(
-        min_clean_accuracy=max(0.0, round(clean - CLEAN_LOSS, 3)) if wanted is None else wanted,
-        max_asr=audit.request.max_asr if known else None,
+        min_clean_accuracy=lowest if audit.request.min_clean is None else audit.request.min_clean,
+        max_asr=audit.request.max_asr if found.backdoors else None,
     )
 
 
@@ -131,7 +132,10 @@ def _best(audit: Audit, cases: Sequence[Case], records: Sequence[Record], folder
 
     def merit(entry: tuple[int, Case, Record]) -> tuple[float, float, int]:
         place, _, record = entry
-        return (_worst(record), -_clean(record), place) if known else (0.0, 0.0, place)
+        found = figures(record)
+        if found is None or found.worst is None:
+            return 0.0, 0.0, place
+        return found.worst.asr.value, -found.clean.value, place
 
     _, case, _ = min(passed, key=merit)
     of = f"of {len(passed)} repairs that pass the gate"
@@ -161,15 +165,3 @@ def _export(audit: Audit, case: Case, folder: Path) -> list[Path]:
     repaired, victim = _defended(audit, case).network, _victim(audit, case)
     alone = save_bundle(folder / "repaired", case.architecture, audit.facts, (repaired,))
     return alone + save_bundle(folder / "n_plus_1", case.architecture, audit.facts, (victim, repaired))
-
-
-def _worst(record: Record) -> float:
-    by_name: dict[str, list[float]] = {}
-    for score in record.scores:
-        for backdoor in score.backdoors:
-            by_name.setdefault(backdoor.name, []).append(ratio(backdoor.asr))
-    return max(sum(shares) / len(shares) for shares in by_name.values())
-
-
-def _clean(record: Record) -> float:
-    return ratio(pooled(score.clean for score in record.scores))

@@ -25,7 +25,7 @@ from gauntlet.plugin import Kind
 from gauntlet.progress import Progress
 from gauntlet.recipe import Recipe
 from gauntlet.registry import Registry
-from gauntlet.session import Session, now, open_context, settle
+from gauntlet.session import Session, open_context, settle, timestamp
 from gauntlet.settings import build
 from gauntlet.suite import Entry, Suite, find_suite, read_suite
 from gauntlet.testsets import TestSets
@@ -76,7 +76,9 @@ def open_audit(request: Request, options: Options, warn: Warn, progress: Progres
     settle(cases)
     # Weights that don't fit must be said before anything is written.
     mount(cases[0].attack, tools_for(cases[0], cases[0].seeds[0], context))
-    return Audit(request, Session(context, cases, {case.task_name: known for case, known in pairs}, (), now()), found)
+    return Audit(
+        request, Session(context, cases, {case.task_name: known for case, known in pairs}, (), timestamp()), found
+    )
 
 
 def _model(request: Request, registry: Registry) -> tuple[Entry, Path | None]:
