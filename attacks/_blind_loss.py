@@ -161,6 +161,15 @@ class BlindLoss(Objective):
         self.latest = {name: (loss.detach(), scales[name]) for name, loss in losses.items()}
         return torch.stack([scales[name] * loss for name, loss in losses.items() if scales[name]]).sum()
 
+    def resumable(self) -> bool:
+        # Masks under search, centroids and recent losses are in no module.
+        stateful = {"neural_cleanse", "mask_norm", "spectral"} & set(self.settings.evasion)
+        return not stateful and self.settings.loss_threshold is None
+
+    def reported(self) -> Mapping[str, float]:
+        losses = {f"Loss_{name}": float(loss) for name, (loss, _) in self.latest.items()}
+        return losses | {f"Scale_{name}": weight for name, (_, weight) in self.latest.items()}
+
     def losses(self, network: Network, batch: Batch) -> dict[str, Tensor]:
         """The loss of each task over one batch, normal first, in the order of `scales`."""
         evasion, labels = self.settings.evasion, batch.labels

@@ -33,6 +33,7 @@ def test_everything_given() -> None:
         *("--suite", "quick,digits", "--suite", "quick", "--task", "mnist", "--device", "cuda:1", "--seeds", "2"),
         *("--store", "s", "--results", "r", "--data-dir", "d", "--offline", "--budget", "20m", "--plan"),
         *("--recompute", "--strict-gates", "--compile", "--plugin", "a.py", "--plugin", "b.py"),
+        *("--tensorboard", "curves"),
     )
     assert found == Options(
         suites=("quick", "digits"),
@@ -49,6 +50,7 @@ def test_everything_given() -> None:
         strict_gates=True,
         compile=True,
         plugins=(Path("a.py"), Path("b.py")),
+        tensorboard=Path("curves"),
     )
 
 

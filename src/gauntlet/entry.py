@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from gauntlet.errors import GauntletError
 from gauntlet.keys import canonical
 
-__all__ = ["MANIFEST", "DamagedError", "Manifest", "Payload", "payload_of", "read", "verify", "write"]
+__all__ = ["MANIFEST", "DamagedError", "Manifest", "Payload", "payload_of", "read", "summary", "verify", "write"]
 
 MANIFEST = "entry.json"
+_HASH = re.compile("[0-9a-f]{64}")
 _PIECE = 1 << 20
 """Bytes read at once: hashing is faster from the cache, and fewer system calls are faster too."""
 
@@ -111,6 +114,19 @@ def verify(folder: Path, manifest: Manifest) -> None:
                 raise DamagedError(f"{name} does not match its checksum")
         except OSError as error:
             raise DamagedError(f"{name}: {error.strerror or error}") from error
+
+
+def summary(spec: Mapping[str, Any], width: int = 100) -> str:
+    """The names and plain values of a spec, shortened."""
+    named = {
+        name: value["name"] if isinstance(value, dict) and "name" in value else value for name, value in spec.items()
+    }
+    plain = ", ".join(
+        f"{name}={value}"
+        for name, value in named.items()
+        if isinstance(value, str | int | float) and not _HASH.fullmatch(str(value))
+    )
+    return plain if len(plain) <= width else f"{plain[: width - 1]}…"
 
 
 def _checksum(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,16 @@ class Objective:
     def modules(self) -> list[nn.Module]:
         """Further modules whose parameters are trained along with the network's."""
         return []
+
+    def resumable(self) -> bool:
+        """Whether all that it remembers from step to step is in the state of its `modules`: only then can a training
+        go on from a checkpoint. One that remembers anything else must say False.
+        """
+        return True
+
+    def reported(self) -> Mapping[str, float]:
+        """Parts of the epoch that has just ended, for its curves: `Loss_NAME` and `Scale_NAME` of each task."""
+        return {}
 
     def spec(self) -> dict[str, Any] | None:
         """Settings that identify this objective in a key; None where a training under it can't be shared."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gauntlet.muon import Muon
 from gauntlet.recipe import Recipe
@@ -26,8 +27,9 @@ class Optimizers:
         self._recipe = recipe
         muon = recipe.optimizer == "muon"
         self._all = _muon(recipe, parameters, further) if muon else [_plain(recipe, [*parameters, *further])]
-        self._groups = [group for optimizer in self._all for group in optimizer.param_groups]
+        self._groups = self._all_groups()
         self._peaks = [group["lr"] for group in self._groups]
+        self.parameters: list[nn.Parameter] = [each for group in self._groups for each in group["params"]]
 
     def schedule(self, progress: float) -> None:
         """Set the learning rates of the step at `progress` in [0, 1)."""
@@ -44,6 +46,40 @@ class Optimizers:
         """One update of every parameter that has a gradient."""
         for optimizer in self._all:
             optimizer.step()
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rate of each group of parameters, as of the last step."""
+        return [float(group["lr"]) for group in self._groups]
+
+    def state(self) -> Iterator[tuple[str, Tensor | float | None]]:
+        """What the optimizers remember, by `position in self.parameters.name`."""
+        first = 0
+        for optimizer in self._all:
+            described = optimizer.state_dict()
+            for position, remembered in described["state"].items():
+                for name, value in remembered.items():
+                    yield f"{first + position}.{name}", value
+            first += sum(len(group["params"]) for group in described["param_groups"])
+
+    def adopt(self, state: Mapping[str, Tensor | float | None]) -> None:
+        """Remember what `state` told."""
+        first = 0
+        for optimizer in self._all:
+            described = optimizer.state_dict()
+            count = sum(len(group["params"]) for group in described["param_groups"])
+            found: dict[int, dict[str, Tensor | float | None]] = {}
+            for full, value in state.items():
+                position, _, name = full.partition(".")
+                if first <= int(position) < first + count:
+                    found.setdefault(int(position) - first, {})[name] = value
+            optimizer.load_state_dict({**described, "state": found})
+            first += count
+        # Loading replaces the groups, and the schedule is to set those that are stepped by.
+        self._groups = self._all_groups()
+
+    def _all_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._all for group in optimizer.param_groups]
 
 
 def _plain(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

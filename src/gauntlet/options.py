@@ -51,6 +51,7 @@ OPTIONS = (
     Option("--seeds", "how many seeds (5 means 0 to 4) or which (0,7)", {"default": "", "metavar": "SEEDS"}),
     Option("--store", "folder that keeps what was made ($GAUNTLET_STORE)", {"default": "", "metavar": "DIR"}),
     Option("--results", "folder for records and leaderboards (results)", {"default": "", "metavar": "DIR"}, True),
+    Option("--tensorboard", "folder for the curves of every training", {"default": "", "metavar": "DIR"}, True),
     Option("--data-dir", "folder of the data sets ($GAUNTLET_DATA)", {"default": "", "metavar": "DIR"}),
     Option("--offline", "never download anything", _SWITCH),
     Option("--budget", "run what is most useful within 90s, 20m or 2h", {"default": "", "metavar": "TIME"}),
@@ -80,6 +81,7 @@ class Options:
     strict_gates: bool = False
     compile: bool = False
     plugins: tuple[Path, ...] = ()
+    tensorboard: Path | None = None
 
 
 def options_from(value: Callable[[str], Any]) -> Options:
@@ -102,6 +104,7 @@ def options_from(value: Callable[[str], Any]) -> Options:
         recompute=bool(found["recompute"]),
         strict_gates=bool(found["strict_gates"]),
         compile=bool(found["compile"]),
+        tensorboard=Path(found["tensorboard"]).expanduser() if found["tensorboard"] else None,
         plugins=tuple(Path(name).expanduser() for name in found["plugin"] or ()),
     )
 

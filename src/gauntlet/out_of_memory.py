@@ -24,7 +24,7 @@ class Accumulation:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._parts = 1
+        self.parts = 1
 
     def backward(self, loss_of: Callable[[slice], Tensor], count: int, clear: Callable[[], None]) -> Tensor:
         """The mean loss of a batch of `count`, detached, its gradients left on the parameters.
@@ -37,20 +37,20 @@ class Accumulation:
             try:
                 return self._passes(loss_of, count)
             except torch.OutOfMemoryError:
-                if self._parts >= count // 2:
+                if self.parts >= count // 2:
                     raise
             # Not in the handler: there the failed pass's tensors are still held by the traceback.
             clear()
             torch.cuda.empty_cache()
-            self._parts = min(2 * self._parts, count // 2)
-            self._say(f"out of memory: batches of {count} now in {self._parts} parts")
+            self.parts = min(2 * self.parts, count // 2)
+            self._say(f"out of memory: batches of {count} now in {self.parts} parts")
 
     def _passes(self, loss_of: Callable[[slice], Tensor], count: int) -> Tensor:
-        if self._parts == 1:
+        if self.parts == 1:
             loss = loss_of(slice(0, count))
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
-        parts = max(1, min(self._parts, count // 2))
+        parts = max(1, min(self.parts, count // 2))
         bounds = [count * number // parts for number in range(parts + 1)]
         losses = []
         for start, stop in itertools.pairwise(bounds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from gauntlet.memory import Memory
 from gauntlet.mounting import mount, victim_spec
 from gauntlet.plugin import Kind, name_of
 from gauntlet.progress import Progress, Silent
+from gauntlet.recorder import Recorder, unrecorded, write_scores
 from gauntlet.records import Cost, SeedScore
 from gauntlet.registry import Registry
 from gauntlet.scoring import Score, find_score, score, score_spec
@@ -28,7 +30,10 @@ __all__ = ["Context", "Outcome", "Step", "run", "steps", "tools_for", "victim_ke
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What all cases of a session share. datasets: those opened so far, by name. memory: a replaced context's own."""
+    """What all cases of a session share. datasets: those opened so far, by name. memory: a replaced context's own.
+
+    recorder: where the curves of its trainings go.
+    """
 
     store: Store
     registry: Registry
@@ -38,6 +43,7 @@ class Context:
     recompute: bool = False
     datasets: dict[str, TaskData] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory, init=False)
+    recorder: Recorder = unrecorded
 
     def data(self, case: Case) -> TaskData:
         """The case's task, prepared once a session."""
@@ -78,6 +84,7 @@ def tools_for(case: Case, seed: int, context: Context) -> EngineTools:
         recompute=context.recompute,
         who=f"{label(case.attack)} on {name_of(case.architecture)}, {label(case.defense)}",
         memory=context.memory,
+        recorder=partial(context.recorder, case.id, f"seed {seed}"),
     )
 
 
@@ -129,6 +136,7 @@ def run(case: Case, context: Context) -> Outcome:
         with deterministic():
             found = _remembered(keys, tools) or _measured(case, keys, tools)
         scores.append(_seed_score(seed, found["score"].value, found["undefended score"].value, keys.score))
+        write_scores(tools.recorder, scores[-1])
         costs += [_cost(step, seed, obtained) for step, obtained in found.items() if keys.defended or step != "score"]
     return Outcome(tuple(scores), tuple(costs))
 

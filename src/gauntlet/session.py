@@ -25,12 +25,14 @@ from gauntlet.plan import Choice, Plan, make_plan
 from gauntlet.plugin import name_of
 from gauntlet.progress import Progress, Silent
 from gauntlet.provenance import provenance
+from gauntlet.recorder import unrecorded
 from gauntlet.records import Record, Status
 from gauntlet.registry import Registry
 from gauntlet.settings import changed
 from gauntlet.store import Store
 from gauntlet.suite import Suite, find_suite, read_suite
 from gauntlet.task import LoadContext, TaskSource
+from gauntlet.tensorboard import TensorBoard
 from gauntlet.weights import OFFLINE
 
 __all__ = ["Session", "open_context", "open_session", "settle", "timestamp"]
@@ -125,6 +127,7 @@ def open_context(options: Options, warn: Callable[[str], None], progress: Progre
         load=LoadContext(options.data_dir, options.offline),
         progress=progress or Silent(),
         recompute=options.recompute,
+        recorder=TensorBoard(options.tensorboard) if options.tensorboard else unrecorded,
     )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -18,6 +17,7 @@ from gauntlet.entry import DamagedError, Manifest
 from gauntlet.errors import GauntletError
 from gauntlet.fingerprint import versions
 from gauntlet.keys import canonical
+from gauntlet.making import making
 from gauntlet.measure import Measurement, machine, measured, noted, obtained_inside
 from gauntlet.shelves import Busy, Shelves
 
@@ -139,9 +139,12 @@ class Store:
                 found = None
             if found is not None:
                 return found
-            with measured(device) as cost, obtained_inside() as inner:
+            with measured(device) as cost, obtained_inside() as inner, making(kind, key) as work:
                 value = make()
+            cost.seconds += work.earlier
             self._keep(kind, key, spec, codec, value, cost, inner)
+            for finish in work.afterwards:
+                finish()
         return Obtained(value, False, cost.seconds, cost.peak_memory, device)
 
     def find(self, kind: str, key: str, codec: Codec[T], *, recompute: bool = False) -> Obtained[T] | None:
@@ -157,6 +160,11 @@ class Store:
             if not (recompute and manifest.created < self._opened):
                 return Obtained(None, True, manifest.seconds, manifest.peak_memory, manifest.device)
         return None
+
+    def discard(self, kind: str, key: str) -> None:
+        """Remove an entry, if it is there and can be removed."""
+        with suppress(OSError):
+            self._shelves.discard(kind, key)
 
     def contains(self, kind: str, key: str) -> bool:
         """Whether an entry is there; whether it is whole is checked when it is loaded."""
@@ -181,7 +189,7 @@ class Store:
         for kind, key, folder in self._shelves.entries():
             with suppress(DamagedError):
                 found = entry.read(folder, kind, key)
-                yield Listed(kind, key, found.size, found.created, found.seconds, _summary(found.spec))
+                yield Listed(kind, key, found.size, found.created, found.seconds, entry.summary(found.spec))
 
     def verify(self) -> Iterator[Damage]:
         """Check every byte of every entry, set the damaged ones aside and yield them. One in use is skipped."""
@@ -279,18 +287,3 @@ class Store:
                 f"{kind}/{key[:12]} can't be kept in the store {self.root} ({reason}): it is lost after this run, "
                 "and so is whatever meets the same"
             )
-
-
-_HASH = re.compile("[0-9a-f]{64}")
-
-
-def _summary(spec: Mapping[str, Any], width: int = 100) -> str:
-    named = {
-        name: value["name"] if isinstance(value, dict) and "name" in value else value for name, value in spec.items()
-    }
-    plain = ", ".join(
-        f"{name}={value}"
-        for name, value in named.items()
-        if isinstance(value, str | int | float) and not _HASH.fullmatch(str(value))
-    )
-    return plain if len(plain) <= width else f"{plain[: width - 1]}…"

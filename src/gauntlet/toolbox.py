@@ -14,12 +14,14 @@ from gauntlet import randomness
 from gauntlet.architecture import Architecture
 from gauntlet.artifacts import TensorsCodec, is_turned
 from gauntlet.assembly import assemble, mould, wrap
+from gauntlet.checkpoints import Checkpoint
 from gauntlet.dataset import TaskData
 from gauntlet.errors import GauntletError
 from gauntlet.files import content
 from gauntlet.fingerprint import fingerprint, versions
 from gauntlet.images import ImageSet
 from gauntlet.keys import key
+from gauntlet.making import being_made
 from gauntlet.memory import Memory
 from gauntlet.network import Network
 from gauntlet.objective import CrossEntropy, Objective
@@ -27,6 +29,7 @@ from gauntlet.plugin import name_of
 from gauntlet.precision import arithmetic
 from gauntlet.progress import Progress
 from gauntlet.recipe import Recipe
+from gauntlet.recorder import Recorder, unrecorded
 from gauntlet.settings import paths_in, values
 from gauntlet.store import Store
 from gauntlet.training import fit
@@ -97,7 +100,7 @@ class EngineTools:
     """Implements `gauntlet.views.Toolbox` for one player of one case.
 
     others: the further architectures that the attack has declared, by name. who: for progress, `badnets on le_net`.
-    memory: what the engine shares between the cases of a session.
+    memory: what the engine shares between the cases of a session. recorder: where the curves of its trainings go.
     """
 
     data: TaskData
@@ -111,6 +114,7 @@ class EngineTools:
     recompute: bool
     who: str
     memory: Memory = field(default_factory=Memory)
+    recorder: Recorder = unrecorded
 
     def new_network(self, architecture: str = "") -> Network:
         """A freshly initialised network; the same seed gives the same weights."""
@@ -133,16 +137,19 @@ class EngineTools:
         def make() -> Network:
             trained = network or self._initialised(architecture, purpose)
             self.progress.step(f"{' '.join(purpose)}: {self.who}, seed {self.seed}")
-            fit(
-                trained,
-                images,
-                recipe,
-                seed=self.seed,
-                purpose=purpose,
-                device=self.device,
-                objective=objective,
-                progress=self.progress,
-            )
+            with self.recorder(*purpose) as curves:
+                fit(
+                    trained,
+                    images,
+                    recipe,
+                    seed=self.seed,
+                    purpose=purpose,
+                    device=self.device,
+                    objective=objective,
+                    progress=self.progress,
+                    checkpoint=self._checkpoint(purpose, recipe, objective),
+                    curves=curves,
+                )
             return trained
 
         spec = objective.spec()
@@ -155,6 +162,14 @@ class EngineTools:
             "training", key(identity), identity, codec, make, recompute=self.recompute, device=str(self.device)
         )
         return obtained.value
+
+    def _checkpoint(self, purpose: tuple[str, ...], recipe: Recipe, objective: Objective) -> Checkpoint | None:
+        """Of a training on the way to an entry of the store, whose key covers all that the training depends on."""
+        work = being_made()
+        if work is None or not objective.resumable():
+            return None
+        spec = {"purpose": " ".join(purpose), "seed": self.seed, "recipe": values(recipe)}
+        return Checkpoint(self.store, work, spec, self.who, str(self.device), self.recompute)
 
     def _initialised(self, architecture: str, purpose: tuple[str, ...]) -> Network:
         """The purpose counts, so that what an attacker trains for himself is no twin of the victim."""

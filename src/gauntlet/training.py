@@ -14,7 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from gauntlet import randomness
 from gauntlet.augmentation import augment
+from gauntlet.checkpoints import Checkpoint
 from gauntlet.compute import deterministic
+from gauntlet.course import Course, EpochLog
 from gauntlet.errors import DivergedError, SettingError
 from gauntlet.images import ImageSet
 from gauntlet.layout import channels_last_gradients, to_batch
@@ -26,6 +28,7 @@ from gauntlet.pooling import strided_pooling
 from gauntlet.precision import autocast, resolve
 from gauntlet.progress import Progress, Silent
 from gauntlet.recipe import Recipe
+from gauntlet.recorder import Curves, Unseen, of_epoch
 
 __all__ = ["EpochLog", "features", "fit", "logits", "predict", "snapshot", "stratified_split"]
 
@@ -34,16 +37,6 @@ PREDICTED_AT_ONCE = {"cpu": 128, "cuda": 2048}
 
 ABSURD_LOSS = 1e4
 """A mean loss beyond this is no training any more."""
-
-
-@dataclass(frozen=True)
-class EpochLog:
-    """One epoch: mean training loss, images a second, validation loss (NaN without a validation split)."""
-
-    epoch: float
-    loss: float
-    rate: float
-    validation_loss: float
 
 
 def stratified_split(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -66,12 +59,15 @@ def fit(
     device: torch.device,
     objective: Objective | None = None,
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
+    curves: Curves | None = None,
 ) -> tuple[EpochLog, ...]:
     """Train `network` in place on `images` and leave it in eval mode.
 
     Raises DivergedError when the loss becomes NaN, infinite or absurd. The last epoch's weights are kept; with
     recipe.early_stopping those with the best loss on the held-out share of `images` are restored. Batches that the
-    device's memory doesn't hold are split (gauntlet.out_of_memory), and `progress` says so.
+    device's memory doesn't hold are split (gauntlet.out_of_memory), and `progress` says so. With a checkpoint it goes
+    on where an interrupted one stopped, and ends in the same bytes.
     """
     kept, held = torch.arange(len(images)), torch.arange(0)
     if recipe.validation_split:
@@ -103,6 +99,8 @@ def fit(
         resolve(recipe, network, images.shape, device),
         device,
         progress or Silent(),
+        checkpoint,
+        curves or Unseen(),
     )
     layouts = nullcontext() if recipe.compile else channels_last_gradients(network)
     with randomness.seeded(seed, *purpose, "dropout"), deterministic(), layouts:
@@ -125,6 +123,8 @@ class _Run:
     dtype: torch.dtype
     device: torch.device
     progress: Progress
+    checkpoint: Checkpoint | None
+    curves: Curves
 
 
 def _epochs(run: _Run, seed: int, purpose: tuple[str, ...]) -> tuple[EpochLog, ...]:
@@ -138,31 +138,44 @@ def _epochs(run: _Run, seed: int, purpose: tuple[str, ...]) -> tuple[EpochLog, .
     optimizers = Optimizers(recipe, parameters, further)
     accumulation = Accumulation(lambda text: run.progress.step(f"{' '.join(purpose)}: {text}"))
     generator = randomness.generator(seed, *purpose, "batches")
-    log: list[EpochLog] = []
-    best, best_state, stale = math.inf, None, 0
-    for start in range(0, total, per_epoch):
+    course = Course(run.network, modules, optimizers, accumulation, generator, run.device, total, per_epoch)
+    if run.checkpoint is not None and run.checkpoint.resume(course):
+        run.progress.step(f"{' '.join(purpose)}: goes on after epoch {course.log[-1].epoch:g}")
+        if recipe.compile:
+            run.network.compile()
+    for start in range(course.done, total, per_epoch):
+        if recipe.early_stopping and course.stale >= recipe.patience:
+            break
         begun = time.perf_counter()
         run.network.train()
         steps = range(start, min(start + per_epoch, total))
         order = run.kept[torch.randperm(len(run.kept), generator=generator).to(run.device)]
         loss = _epoch(run, optimizers, accumulation, order, steps, total, generator)
-        epoch = (steps.stop) / per_epoch
+        epoch = steps.stop / per_epoch
         _check(loss, epoch, purpose, recipe)
         rate = min(len(steps) * recipe.batch_size, len(run.kept)) / (time.perf_counter() - begun)
         validation = _validation_loss(run) if len(run.held) else math.nan
-        log.append(EpochLog(epoch, loss, rate, validation))
-        run.progress.epoch(epoch, recipe.epochs, loss, rate)
-        if recipe.early_stopping:
-            if validation < best - recipe.min_delta or best_state is None:
-                best, stale = validation, 0
-                best_state = snapshot(run.network)
-            else:
-                stale += 1
-            if stale >= recipe.patience:
-                break
-    if best_state is not None:
-        run.network.load_state_dict(best_state)
-    return tuple(log)
+        _note(run, course, steps.stop, EpochLog(epoch, loss, rate, validation))
+    if course.best_state is not None:
+        run.network.load_state_dict(course.best_state)
+    return tuple(course.log)
+
+
+def _note(run: _Run, course: Course, done: int, entry: EpochLog) -> None:
+    """The end of an epoch: what early stopping makes of it, its checkpoint, its curves."""
+    course.done = done
+    course.log.append(entry)
+    if run.recipe.early_stopping:
+        if entry.validation_loss < course.best - run.recipe.min_delta or course.best_state is None:
+            course.best, course.stale = entry.validation_loss, 0
+            course.best_state = snapshot(run.network)
+        else:
+            course.stale += 1
+    if run.checkpoint is not None:
+        run.checkpoint.offer(course)
+    reported = run.objective.reported()
+    run.curves.write(done, of_epoch(entry.loss, entry.validation_loss, course.optimizers.rates, reported))
+    run.progress.epoch(entry.epoch, run.recipe.epochs, entry.loss, entry.rate)
 
 
 def snapshot(network: nn.Module) -> dict[str, Tensor]:
