@@ -39,7 +39,7 @@ def test_the_suites_of_the_project_hold(file: Path) -> None:
     found = read_suite(file)
     assert found.description
     assert find_suite(file.stem, suite_folders()).samefile(file)
-    planned = cells(found, REGISTRY)
+    planned = [cell for block in found.blocks for cell in cells(block, REGISTRY)]
     assert unmatched(found, [cell.subject for cell in planned]) == []
     assert planned[0].subject.defense == ("none", "none")
     ids = [cell.subject.id for cell in planned]
@@ -112,6 +112,64 @@ epochs = 3
 
 def test_a_share_as_reserve(tmp_path: Path) -> None:
     assert expanded(tmp_path, TINY + "reserve = 0.05\n")[0].reserve == 50
+
+
+PART = """
+[recipe]
+epochs = 3
+learning_rate = 0.5
+[[gate]]
+task = "mnist"
+min_clean_accuracy = 0.7
+[[part]]
+tasks = ["mnist"]
+attacks = ["single_pixel"]
+seeds = [5]
+reserve = 20
+recipe = { epochs = 1 }
+"""
+
+
+def test_a_part_is_a_cross_product_of_its_own(tmp_path: Path) -> None:
+    """What it leaves out is the suite's; its recipe is not mixed with the suite's; gates are for all."""
+    cases = expanded(tmp_path, TINY + PART)
+    assert [case.id for case in cases[:4]] == [case.id for case in expanded(tmp_path)]
+    assert [case.id for case in cases[4:]] == [
+        "mnist-shallow_net-single_pixel-none",
+        "mnist-shallow_net-single_pixel-fine_tuning",
+    ]
+    own, part = cases[0], cases[-1]
+    assert (own.seeds, own.reserve, own.recipe.epochs, own.recipe.learning_rate) == ((0,), 100, 3.0, 0.5)
+    assert (part.seeds, part.reserve, part.recipe.epochs) == ((5,), 20, 1.0)
+    assert part.recipe.learning_rate != 0.5
+    assert (own.gate.min_clean_accuracy, part.gate.min_clean_accuracy) == (None, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "attacks"),
+    [
+        (["mnist"], {"single_pixel"}),
+        (["digits"], {"none", "badnets"}),
+        (["cifar10"], {"none", "badnets"}),
+        (["digits", "mnist"], {"none", "badnets", "single_pixel"}),
+    ],
+)
+def test_chosen_tasks_go_where_they_belong(tmp_path: Path, tasks: list[str], attacks: set[str]) -> None:
+    cases = expanded(tmp_path, TINY + PART, tasks=tasks)
+    assert {case.id.split("-")[2] for case in cases} == attacks
+    assert {case.task_name for case in cases} == set(tasks)
+
+
+def test_a_part_without_tasks_follows_the_chosen_one(tmp_path: Path) -> None:
+    part = '[[part]]\nattacks = ["single_pixel"]\n'
+    cases = expanded(tmp_path, TINY + part, tasks=["mnist"])
+    assert [case.id.split("-")[2] for case in cases] == ["none"] * 2 + ["badnets"] * 2 + ["single_pixel"] * 2
+
+
+def test_parts_may_not_mean_two_things_by_one_id(tmp_path: Path) -> None:
+    assert len(expanded(tmp_path, TINY + '[[part]]\nattacks = ["badnets"]\n')) == 4
+    message = problem(tmp_path, TINY + '[[part]]\nattacks = ["badnets"]\nseeds = [9]\n')
+    assert "digits-shallow_net-badnets-none" in message
 
 
 def test_later_gates_override_earlier_ones(tmp_path: Path) -> None:

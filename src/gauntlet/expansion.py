@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from gauntlet.architecture import Architecture
 from gauntlet.attack import Attack
@@ -16,6 +15,7 @@ from gauntlet.defense import Aggregation, Defense, require_reserve
 from gauntlet.errors import SettingError, nearest
 from gauntlet.facts import TaskFacts
 from gauntlet.federated.federation import Federation
+from gauntlet.grids import grid
 from gauntlet.plugin import Kind, name_of
 from gauntlet.recipe import Recipe
 from gauntlet.records import Gate
@@ -24,7 +24,7 @@ from gauntlet.settings import build, changed, tag
 from gauntlet.suite import Entry, Subject, Suite
 from gauntlet.task import TaskSource
 
-__all__ = ["Cell", "NamedTask", "cells", "expand", "grid", "merged", "named_tasks", "slug", "unmatched"]
+__all__ = ["Cell", "NamedTask", "blocks_for", "cells", "expand", "merged", "named_tasks", "slug", "unmatched"]
 
 
 def slug(text: str) -> str:
@@ -63,36 +63,6 @@ class Cell:
             defense=(name_of(self.defense), defense),
             stage=(str(self.defense.stage), slug(self.defense.stage)),
         )
-
-
-def _depth(hint: object) -> int:
-    """How many lists deep a value of this type is: 0 for a number, 1 for tuple[int, ...]."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _depth(arguments[0])
-    if origin in (Union, types.UnionType):
-        return max(_depth(argument) for argument in arguments)
-    if origin in (tuple, list):
-        return 1 + _depth(arguments[0])
-    return 0
-
-
-def _nesting(value: object) -> int:
-    return 1 + max((_nesting(item) for item in value), default=0) if isinstance(value, list) else 0
-
-
-def grid(cls: type[Any], settings: Mapping[str, object]) -> Iterator[dict[str, object]]:
-    """Every combination of the settings; a list is a grid where the setting's own type is not a list of that depth."""
-    hints = get_type_hints(cls, include_extras=True)
-    for name, value in settings.items():
-        if value == [] and _depth(hints.get(name)) == 0:
-            raise SettingError(f"{cls.__name__}: {name} = [] is a grid of no values; give at least one")
-    choices = {
-        name: value if isinstance(value, list) and _nesting(value) > _depth(hints.get(name)) else [value]
-        for name, value in settings.items()
-    }
-    for combination in itertools.product(*choices.values()):
-        yield dict(zip(choices, combination, strict=True))
 
 
 def _plugins(suite: Suite, registry: Registry, kind: Kind, entries: Iterable[Entry]) -> list[Any]:
@@ -139,6 +109,24 @@ def _named(text: str, source: TaskSource) -> NamedTask:
     if path is not None and ":" not in text:
         text = f"{text}:{path}"
     return NamedTask(text, tag(text, settings), source)
+
+
+def blocks_for(suite: Suite, tasks: Sequence[str] = ()) -> list[tuple[Suite, Sequence[str]]]:
+    """The suite's cross-products, each with those of `tasks` that take the place of its own.
+
+    A part that brings a task of its own is made for it and takes no other; the suite's own lists don't take that one.
+    """
+    if not tasks:
+        return [(block, ()) for block in suite.blocks]
+    usual = _texts(suite.tasks)
+    own = [set[str](), *(_texts(part.tasks or ()) - usual for part in suite.part)]
+    claimed = set[str]().union(*own)
+    chosen = [[task for task in tasks if (task in mine if mine else task not in claimed)] for mine in own]
+    return [(block, theirs) for block, theirs in zip(suite.blocks, chosen, strict=True) if theirs]
+
+
+def _texts(entries: Iterable[Entry]) -> set[str]:
+    return {text for entry in entries for text in (entry.name, entry.text)}
 
 
 def cells(suite: Suite, registry: Registry, tasks: Sequence[str] = ()) -> list[Cell]:
@@ -188,11 +176,15 @@ def _recipe(suite: Suite, cell: Cell, forced: Mapping[str, object]) -> Recipe:
     return build(Recipe, {**suite.recipe, **overrides, **forced}, who)
 
 
-def _check_names(suite: Suite, registry: Registry, tasks: Sequence[NamedTask]) -> None:
+def _check_names(suite: Suite, registry: Registry, chosen: Sequence[str]) -> None:
     """A recipe for a name that nothing has would silently change nothing."""
+    if not suite.recipe_for:
+        return
+    own = {task.name: task for block in suite.blocks for task in named_tasks(block, registry)}
+    named = [*own.values(), *(task for task in named_tasks(suite, registry, chosen))]
+    known = [*registry.classes(Kind.MODEL), *registry.classes(Kind.TASK)]
+    known += [text for task in named for text in (task.text, task.name)]
     for name in suite.recipe_for:
-        own = [text for task in (*named_tasks(suite, registry), *tasks) for text in (task.text, task.name)]
-        known = [*registry.classes(Kind.MODEL), *registry.classes(Kind.TASK), *own]
         if name not in known:
             raise SettingError(f"{suite.file}: [recipe_for]: {nearest(name, known, 'architecture or task')}")
 
@@ -232,37 +224,53 @@ def expand(
     seeds: Sequence[int] = (),
     recipe: Mapping[str, object] | None = None,
 ) -> list[Case]:
-    """The suite's cases; `tasks` and `seeds`, where given, take the place of the suite's own; `recipe` overrides its.
+    """The suite's cases, its parts' after its own, no two of one id.
+
+    `tasks` and `seeds`, where given, take the place of the suite's own; `recipe` overrides its.
 
     facts_of: a source and its name as the user wrote it to the task's facts; called once per task.
     Raises SettingError, with the case, the setting and the legal range, for the first setting that is impossible.
     """
-    named = named_tasks(suite, registry, tasks)
-    _check_names(suite, registry, named)
+    _check_names(suite, registry, tasks)
+    found: dict[str, Case] = {}
+    for block, chosen in blocks_for(suite, tasks):
+        for case in _expand_block(block, registry, facts_of, chosen, seeds, recipe or {}):
+            if found.setdefault(case.id, case) != case:
+                raise SettingError(f"{suite.file}: two parts mean different cases by {case.id}")
+    return list(found.values())
+
+
+def _expand_block(
+    block: Suite,
+    registry: Registry,
+    facts_of: Callable[[TaskSource, str], TaskFacts],
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    recipe: Mapping[str, object],
+) -> Iterator[Case]:
+    named = named_tasks(block, registry, tasks)
     facts = {task.name: facts_of(task.source, task.name) for task in named}
-    reserves = {name: _reserve(suite, known) for name, known in facts.items()}
-    cases = []
-    for cell in cells(suite, registry, tasks):
+    reserves = {name: _reserve(block, known) for name, known in facts.items()}
+    for cell in cells(block, registry, tasks):
         subject = cell.subject
-        expected = next((rule.reason for rule in suite.expected_failure if rule.matches(subject)), "")
+        expected = next((rule.reason for rule in block.expected_failure if rule.matches(subject)), "")
         case = Case(
-            suite=suite.name,
+            suite=block.name,
             task_name=cell.task.name,
             task=cell.task.source,
             architecture=cell.architecture,
             attack=cell.attack,
             defense=cell.defense,
-            recipe=_recipe(suite, cell, recipe or {}),
+            recipe=_recipe(block, cell, recipe),
             reserve=reserves[cell.task.name],
-            seeds=tuple(seeds or suite.seeds),
-            gate=_gate(suite, subject),
-            min_undefended_asr=suite.thresholds.min_undefended_asr,
-            collapse=suite.thresholds.collapse,
+            seeds=tuple(seeds or block.seeds),
+            gate=_gate(block, subject),
+            min_undefended_asr=block.thresholds.min_undefended_asr,
+            collapse=block.thresholds.collapse,
             expected=expected,
         )
         _check(case, facts[cell.task.name], registry)
-        cases.append(case)
-    return cases
+        yield case
 
 
 def merged(suites: Iterable[Sequence[Case]]) -> list[Case]:

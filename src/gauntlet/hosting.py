@@ -181,7 +181,7 @@ def _plausible(config: pytest.Config, names: Sequence[str]) -> bool:
 
     options = options_of(config)
     suites = [read_suite(find_suite(name, suite_folders())) for name in options.suites]
-    tasks = options.tasks or [task.name for suite in suites for task in suite.tasks]
+    tasks = options.tasks or [task.name for suite in suites for block in suite.blocks for task in block.tasks]
     return any(name.startswith((f"{task}-", f"{task}[", f"{task}:")) for name in names for task in tasks)
 
 

@@ -99,7 +99,7 @@ def _suites() -> list[Entry]:
     found = []
     for name, file in sorted(files.items()):
         suite = read_suite(file)
-        tasks = " ".join(task.text for task in suite.tasks)
+        tasks = " ".join(dict.fromkeys(task.text for block in suite.blocks for task in block.tasks))
         found.append(Entry(name, "tasks", tasks, " ".join(suite.description.split())))
     return found
 

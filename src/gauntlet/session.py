@@ -162,4 +162,4 @@ def settle(cases: Sequence[Case]) -> None:
 
 def _unmatched(suite: Suite, registry: Registry) -> list[str]:
     """Judged on the suite's own tasks, so that `--task` makes no rule look useless."""
-    return unmatched(suite, [cell.subject for cell in cells(suite, registry)])
+    return unmatched(suite, [cell.subject for block in suite.blocks for cell in cells(block, registry)])

@@ -29,6 +29,7 @@ __all__ = [
     "Entry",
     "ExpectedFailure",
     "GateRule",
+    "Part",
     "Subject",
     "Suite",
     "Thresholds",
@@ -161,14 +162,30 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
+Reserve = Annotated[int | float, PlainValidator(_reserve)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)]
+
+
+class Part(_Frozen):
+    """A further cross-product of a suite. What it leaves out is the suite's own; its recipe replaces the suite's."""
+
+    seeds: Seeds | None = None
+    tasks: Entries | None = None
+    reserve: Reserve | None = None
+    architectures: Entries | None = None
+    attacks: Entries | None = None
+    defenses: Entries | None = None
+    recipe: dict[str, Any] | None = None
+
+
 class Suite(_Frozen):
     """One suite. reserve: clean images of the defender, or a share of the attacker's training data."""
 
     name: str
     description: str = ""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     tasks: Entries
-    reserve: Annotated[int | float, PlainValidator(_reserve)] = 100
+    reserve: Reserve = 100
     architectures: Entries
     attacks: Entries
     defenses: Entries
@@ -177,13 +194,22 @@ class Suite(_Frozen):
     thresholds: Thresholds = Thresholds()
     gate: tuple[GateRule, ...] = ()
     expected_failure: tuple[ExpectedFailure, ...] = ()
+    part: tuple[Part, ...] = ()
     file: Path
+
+    @property
+    def blocks(self) -> tuple[Suite, ...]:
+        """The suite's cross-products, each as a suite of its own: its own lists, then each part's."""
+        first = self.model_copy(update={"part": ()})
+        said = [{name: value for name, value in part if value is not None} for part in self.part]
+        return (first, *(first.model_copy(update=fields) for fields in said))
 
 
 _TABLES: dict[str, type[BaseModel]] = {
     "gate": GateRule,
     "expected_failure": ExpectedFailure,
     "thresholds": Thresholds,
+    "part": Part,
 }
 
 
