@@ -49,11 +49,11 @@ class Mixed(Objective):
         return images, labels
 
 
-def check_share(share: float, triggers: Triggers) -> None:
+def check_share(share: float, triggers: Triggers, name: str = "share") -> None:
     """Raise SettingError when the shares of all triggers don't fit into a batch."""
     if share * len(triggers) > 1:
         raise SettingError(
-            f"share = {share:g} of every batch for each of {len(triggers)} triggers; legal: at most "
+            f"{name} = {share:g} of every batch for each of {len(triggers)} triggers; legal: at most "
             f"{1 / len(triggers):.3g}"
         )
 

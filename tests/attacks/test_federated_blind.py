@@ -24,6 +24,9 @@ from gauntlet.recipe import Recipe
 from gauntlet.registry import Registry
 from gauntlet.settings import build
 from gauntlet.store import Store
+from gauntlet.synthesizers.dynamic import Dynamic
+from gauntlet.synthesizers.pixel import Pixel
+from gauntlet.synthesizers.semantic import Semantic
 from gauntlet.views import AttackerView
 from tests.sample_cases import CaseMaker
 
@@ -61,9 +64,20 @@ def test_what_a_task_cannot_take_is_refused(view: AttackerView) -> None:
     with pytest.raises(SettingError, match="users = 5,000"):
         FederatedBlind(users=5000).check(view.facts)
     with pytest.raises(SettingError, match="target = 10"):
-        FederatedBlind(target=10).check(view.facts)
-    with pytest.raises(SettingError, match="doesn't fit"):
-        FederatedNone(patch=40).check(view.facts)
+        FederatedBlind(triggers=(Pixel(target=10),)).check(view.facts)
+    with pytest.raises(SettingError, match="row = 40"):
+        FederatedNone(triggers=(Pixel(row=40),)).check(view.facts)
+    with pytest.raises(SettingError, match=r"poisoning = 0\.6 of every batch for each of 2 triggers"):
+        FederatedBlind(triggers=(Pixel(), Dynamic()), poisoning=0.6).check(view.facts)
+
+
+def test_only_attackers_have_the_images_of_a_semantic_trigger(view: AttackerView) -> None:
+    attack = FederatedBlind(**SMALL, triggers=(Semantic(label=7),))  # type: ignore[arg-type]
+    shards = attack.shards(view)
+    assert sum(len(shard) for shard in shards) == int((view.training.labels != 7).sum())
+    assert not any((shard.labels == 7).any() for shard in shards)
+    mounted = attack.mount(view)
+    assert torch.equal(mounted.training.labels, view.training.labels[mounted.sources])
 
 
 @pytest.mark.parametrize("eta", [None, 1.0, 4.0])
@@ -159,7 +173,8 @@ def test_a_federation_under_an_aggregation_from_end_to_end(
 ) -> None:
     context.data(make_case("none"))
     own = dataclasses.replace(context, store=Store(tmp_path, pytest.fail), datasets=dict(context.datasets))
-    case = make_case("federated_blind", model="shallow_net", recipe=BRIEF, attack_settings={**SMALL, "single_shot": 2})
+    settings = {**SMALL, "single_shot": 2, "triggers": {"kind": "pattern", "pixels": [[1.0] * 5] * 5}}
+    case = make_case("federated_blind", model="shallow_net", recipe=BRIEF, attack_settings=settings)
     plain = run(dataclasses.replace(case, defense=Watching()), own).scores[0]
     # The mean as a defense is no defense: the same network, the same rounds.
     assert plain.clean == plain.undefended_clean

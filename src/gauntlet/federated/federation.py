@@ -85,8 +85,12 @@ class Federation(Attack):
         """Those of the users sampled in round `number` that attack."""
         return frozenset()
 
-    def objective(self, view: AttackerView) -> Objective | None:  # noqa: ARG002
-        """What an attacker minimises on its images instead of the users' cross-entropy."""
+    def training(self, view: AttackerView) -> tuple[ImageSet, Tensor]:
+        """What the users share out among themselves, and int64 [n]: its positions in the attacker's training data."""
+        return view.training, torch.arange(len(view.training))
+
+    def objective(self, view: AttackerView, shard: ImageSet) -> Objective | None:  # noqa: ARG002
+        """What an attacker minimises on its images `shard` instead of the users' cross-entropy."""
         return None
 
     def scale_of(self, attackers: int) -> float:  # noqa: ARG002
@@ -95,12 +99,12 @@ class Federation(Attack):
 
     def shards(self, view: AttackerView) -> list[ImageSet]:
         """Each user's part of the training data."""
-        generator = view.generator("shards")
+        generator, (training, _) = view.generator("shards"), self.training(view)
         if self.dirichlet is None:
-            places = even_split(len(view.training), self.users, generator)
+            places = even_split(len(training), self.users, generator)
         else:
-            places = dirichlet_split(view.training.labels, self.users, self.dirichlet, generator)
-        return [view.training.subset(part) for part in places]
+            places = dirichlet_split(training.labels, self.users, self.dirichlet, generator)
+        return [training.subset(part) for part in places]
 
     def sample(self, view: AttackerView, number: int) -> list[int]:
         """The users of a round by number, so that their order says nothing about them."""
@@ -114,7 +118,7 @@ class Federation(Attack):
     def federate(self, view: AttackerView, aggregate: Aggregate) -> Mounted:
         """Run the federation with a server that aggregates so, and hand over the last global network."""
         network = view.tools.new_network()
-        users = _Users(self, view, network, self.shards(view), self.objective(view))
+        users = _Users(self, view, network, self.shards(view))
         federated = Federated(
             start=flatten(network),
             rounds=self.rounds,
@@ -126,9 +130,9 @@ class Federation(Attack):
         numbers, states = collect(_BACKENDS[self.backend](federated), self.rounds, TRAJECTORY_BYTES)
         load(network, states[-1].to(view.device))
         network.eval()
-        size = len(view.training)
-        poisoned, sources = torch.zeros(size, dtype=torch.bool), torch.arange(size)
-        return Mounted(network, view.training, poisoned, sources, Trajectory(numbers, states))
+        training, sources = self.training(view)
+        poisoned = torch.zeros(len(training), dtype=torch.bool)
+        return Mounted(network, training, poisoned, sources, Trajectory(numbers, states))
 
     def mount(self, view: AttackerView) -> Mounted:
         return self.federate(view, average)
@@ -142,7 +146,6 @@ class _Users:
     view: AttackerView
     network: Network
     shards: list[ImageSet]
-    objective: Objective | None
 
     def update(self, number: int, user: int, state: Tensor) -> Tensor:
         """What a user sends in a round that began with the global network `state`."""
@@ -158,7 +161,7 @@ class _Users:
             f"round {number}",
             f"user {user}",
             recipe=self.federation.local_recipe(self.view, attacks=attacks),
-            objective=self.objective if attacks else None,
+            objective=self.federation.objective(self.view, shard) if attacks else None,
             network=self.network,
         )
         update = flatten(self.network) - state
