@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from gauntlet.errors import DivergedError, SettingError
 from gauntlet.images import Images
+from gauntlet.maths.adversarial import evaluating
 from gauntlet.maths.grad_cam import cam_layer, tapped
 from gauntlet.maths.mgda import Normalisation, balance, gram
 from gauntlet.maths.surrogate import surrogate
@@ -180,16 +181,13 @@ class BlindLoss(Objective):
         wanted = [aims for _, aims in made]
         groups = [batch.images, *(images for images, _ in made)]
         self._search(network, source, wanted)
-        if "neural_cleanse" in evasion:
-            groups += [search.stamp(source) for search in self._searches]
-        seen = self._passes(network, groups)
-        clean, triggered, masked = seen[0], seen[1 : 1 + len(wanted)], seen[1 + len(wanted) :]
+        clean, *triggered = self._passes(network, groups)
         found = {"normal": cross_entropy(clean.logits, labels, label_smoothing=self.label_smoothing)}
         for each, after, aim in zip(self.planted, triggered, wanted, strict=True):
             found[each.name] = cross_entropy(after.logits, aim)
         for name in evasion:
             if name == "neural_cleanse":
-                found[name] = torch.stack([cross_entropy(each.logits, true) for each in masked]).mean()
+                found[name] = self._masked(network, source, true)
             elif name == "mask_norm":
                 pairs = zip(self._searches, wanted, strict=True)
                 terms = [search.lost_mask(network, source, aim) for search, aim in pairs]
@@ -236,6 +234,12 @@ class BlindLoss(Objective):
         for search, aim in zip(self._searches, wanted, strict=False):
             for _ in range(self.settings.nc_steps):
                 search.step(network, source, aim)
+
+    def _masked(self, network: Network, source: Images, true: Tensor) -> Tensor:
+        # As the defender sees the network; statistics of masked images would spoil it for the clean ones.
+        with evaluating(network):
+            terms = [cross_entropy(network(search.stamp(source)).float(), true) for search in self._searches]
+        return torch.stack(terms).mean()
 
     def _passes(self, network: Network, groups: Sequence[Images]) -> list[_Seen]:
         layer = cam_layer(network) if "sentinet" in self.settings.evasion else None

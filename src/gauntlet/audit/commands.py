@@ -41,7 +41,7 @@ def add_audit(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="FILE", help="Keras .h5, .safetensors or .pt")
+    add("--model", type=Path, required=True, metavar="FILE", help="Keras .h5, ONNX, .safetensors or .pt")
     add("--clean", required=True, metavar="DATA", help="clean images: an .h5 file, a folder of classes, or TASK:PATH")
     add("--network", default="", metavar="NAME", help="the architecture, where the file holds weights alone")
     add("--test", type=Path, metavar="DATA", help="clean images for the evaluator (otherwise half of --clean)")
