@@ -57,6 +57,8 @@ class BlindSettings:
     nc_rate: Positive = 0.01
     nc_steps: Count = 1
     nc_p_norm: Annotated[int, Field(ge=1, le=2)] = 1
+    nc_budget: Fraction = 1.0
+    nc_restart: Count | None = None
     spectral_similarity: Literal["norm", "cosine"] = "norm"
     latent: Literal["triggered", "clean"] = "triggered"
     ewc_lambda: Positive = 1.0
@@ -143,8 +145,12 @@ class BlindLoss(Objective):
         self.anchor = anchor
         self.latest: dict[str, tuple[Tensor, float]] = {}
         masked = {"neural_cleanse", "mask_norm"} & set(settings.evasion)
+        budget = settings.nc_budget * shape[1] * shape[2]
         self._searches = [
-            MaskSearch(shape, settings.nc_rate, settings.nc_p_norm, generator) for _ in (planted if masked else ())
+            MaskSearch(
+                *(shape, settings.nc_rate, settings.nc_p_norm, generator), budget=budget, restart=settings.nc_restart
+            )
+            for _ in (planted if masked else ())
         ]
         self._centroids = Centroids(classes)
         self._recent: deque[float] = deque(maxlen=_RECENT)
