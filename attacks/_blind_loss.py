@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy
 
 from gauntlet.errors import DivergedError, SettingError
 from gauntlet.images import Images
-from gauntlet.maths.adversarial import evaluating
 from gauntlet.maths.grad_cam import cam_layer, tapped
 from gauntlet.maths.mgda import Normalisation, balance, gram
 from gauntlet.maths.surrogate import surrogate
@@ -57,8 +56,6 @@ class BlindSettings:
     nc_rate: Positive = 0.01
     nc_steps: Count = 1
     nc_p_norm: Annotated[int, Field(ge=1, le=2)] = 1
-    nc_budget: Fraction = 1.0
-    nc_restart: Count | None = None
     spectral_similarity: Literal["norm", "cosine"] = "norm"
     latent: Literal["triggered", "clean"] = "triggered"
     ewc_lambda: Positive = 1.0
@@ -145,12 +142,8 @@ class BlindLoss(Objective):
         self.anchor = anchor
         self.latest: dict[str, tuple[Tensor, float]] = {}
         masked = {"neural_cleanse", "mask_norm"} & set(settings.evasion)
-        budget = settings.nc_budget * shape[1] * shape[2]
         self._searches = [
-            MaskSearch(
-                *(shape, settings.nc_rate, settings.nc_p_norm, generator), budget=budget, restart=settings.nc_restart
-            )
-            for _ in (planted if masked else ())
+            MaskSearch(shape, settings.nc_rate, settings.nc_p_norm, generator) for _ in (planted if masked else ())
         ]
         self._centroids = Centroids(classes)
         self._recent: deque[float] = deque(maxlen=_RECENT)
@@ -187,13 +180,16 @@ class BlindLoss(Objective):
         wanted = [aims for _, aims in made]
         groups = [batch.images, *(images for images, _ in made)]
         self._search(network, source, wanted)
-        clean, *triggered = self._passes(network, groups)
+        if "neural_cleanse" in evasion:
+            groups += [search.stamp(source) for search in self._searches]
+        seen = self._passes(network, groups)
+        clean, triggered, masked = seen[0], seen[1 : 1 + len(wanted)], seen[1 + len(wanted) :]
         found = {"normal": cross_entropy(clean.logits, labels, label_smoothing=self.label_smoothing)}
         for each, after, aim in zip(self.planted, triggered, wanted, strict=True):
             found[each.name] = cross_entropy(after.logits, aim)
         for name in evasion:
             if name == "neural_cleanse":
-                found[name] = self._masked(network, source, true)
+                found[name] = torch.stack([cross_entropy(each.logits, true) for each in masked]).mean()
             elif name == "mask_norm":
                 pairs = zip(self._searches, wanted, strict=True)
                 terms = [search.lost_mask(network, source, aim) for search, aim in pairs]
@@ -240,12 +236,6 @@ class BlindLoss(Objective):
         for search, aim in zip(self._searches, wanted, strict=False):
             for _ in range(self.settings.nc_steps):
                 search.step(network, source, aim)
-
-    def _masked(self, network: Network, source: Images, true: Tensor) -> Tensor:
-        # As the defender sees the network; statistics of masked images would spoil it for the clean ones.
-        with evaluating(network):
-            terms = [cross_entropy(network(search.stamp(source)).float(), true) for search in self._searches]
-        return torch.stack(terms).mean()
 
     def _passes(self, network: Network, groups: Sequence[Images]) -> list[_Seen]:
         layer = cam_layer(network) if "sentinet" in self.settings.evasion else None

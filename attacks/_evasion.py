@@ -26,38 +26,21 @@ class MaskSearch:
     """Neural Cleanse's search for the smallest trigger of a label, kept up while the network trains.
 
     x' = (1 - m) x + m p with m, p in [0, 1]; Adam on .999 CE(x', label) + .001 |m|_p. The search sees what a defender's
-    would: the images in [0, 1] under the mask, and the network in eval mode. budget: the largest sum of the mask, in
-    pixels. restart: after so many steps the search begins anew, from another random mask.
+    would: the images in [0, 1] under the mask, and the network in eval mode.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        rate: float,
-        norm: int,
-        generator: torch.Generator,
-        *,
-        budget: float = float("inf"),
-        restart: int | None = None,
-    ) -> None:
-        self.shape = (1 + shape[0], *shape[1:])
+    def __init__(self, shape: tuple[int, int, int], rate: float, norm: int, generator: torch.Generator) -> None:
+        channels, height, width = shape
+        start = torch.rand(1 + channels, height, width, generator=generator)
         self.norm = norm
         self.rate = rate
-        self.budget = budget
-        self.restart = restart
-        self._generator = generator
-        self._steps = 0
+        self.raw = start.mul(2).sub(1).mul(1 - 1e-3).atanh()
         self._optimizer: torch.optim.Optimizer | None = None
-        self.raw = self._start()
-
-    def _start(self) -> Tensor:
-        return torch.rand(self.shape, generator=self._generator).mul(2).sub(1).mul(1 - 1e-3).atanh()
 
     def parts(self) -> tuple[Tensor, Tensor]:
         """The mask [1, H, W] and the pattern [C, H, W]."""
         shown = self.raw.tanh().add(1).div(2)
-        mask = shown[:1]
-        return mask * (self.budget / mask.sum()).clamp(max=1), shown[1:]
+        return shown[:1], shown[1:]
 
     def stamp(self, images: Images) -> Images:
         """The images under the mask as it is now, which no gradient changes."""
@@ -66,9 +49,6 @@ class MaskSearch:
 
     def step(self, network: Network, images: Images, wanted: Tensor) -> None:
         """One step of the search; the network's parameters stay out of it."""
-        if self.restart is not None and self._steps >= self.restart:
-            self._optimizer, self.raw, self._steps = None, self._start(), 0
-        self._steps += 1
         raw = self._on(images.device)
         with evaluating(network):
             (raw.grad,) = torch.autograd.grad(self._sought(network, images, wanted), raw)
