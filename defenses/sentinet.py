@@ -12,11 +12,11 @@ from torch import Tensor
 from gauntlet.defense import InputDetector, Scorer
 from gauntlet.errors import NotApplicableError, SettingError
 from gauntlet.images import Images, chunks, to_float
+from gauntlet.inference import inference
 from gauntlet.maths.grad_cam import grad_cam, salient
 from gauntlet.network import Network
 from gauntlet.plugin import defense
-from gauntlet.pooling import strided_pooling
-from gauntlet.precision import autocast, resolve
+from gauntlet.precision import resolve
 from gauntlet.settings import Count
 from gauntlet.views import DefenderView
 
@@ -96,7 +96,7 @@ class Pasting:
     def _chances(self, source: Images, regions: Tensor) -> Tensor:
         """float32 [n, B, classes]: the predictions for the base images with the source in n regions [n, 1, H, W]."""
         pasted = torch.where(regions[:, None], source[:, None], self.base[None]).flatten(0, 1)
-        with torch.inference_mode(), autocast(source.device, self.dtype), strided_pooling(self.network):
+        with inference(self.network, source.device, self.dtype):
             logits = self.network(pasted.contiguous(memory_format=torch.channels_last))
         chances: Tensor = logits.float().softmax(1)
         return chances.view(len(regions), len(self.base), -1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from gauntlet.board import boards, standings
+from gauntlet.board import ranked
 from gauntlet.curves import HEIGHT, WIDTH, curves
 from gauntlet.findings import findings
 from gauntlet.plugin import report
@@ -41,12 +41,13 @@ class Html(Report):
         environment.filters.update(
             percent=percent, duration=duration, plain=_plain, interval=_interval, mebibytes=_mebibytes
         )
+        boards, standings = ranked(records)
         return (
             environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
                 summary=summary_line(records),
                 title=", ".join(dict.fromkeys(record.suite for record in records)),
-                standings=standings(records),
-                boards=boards(records),
+                standings=standings,
+                boards=boards,
                 findings=findings(records),
                 curves=curves(records),
                 curve_size=(WIDTH, HEIGHT),

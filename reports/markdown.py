@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from gauntlet.board import Board, boards, standings
+from gauntlet.board import Board, ranked
 from gauntlet.findings import findings
 from gauntlet.leaderboard import pivot, ranking
 from gauntlet.plugin import report
@@ -40,9 +40,10 @@ class Markdown(Report):
     def render(self, records: Sequence[Record]) -> str:
         import pandas as pd
 
+        boards, standings = ranked(records)
         parts = ["# Leaderboard", summary_line(records), "## Defenses, by their worst case", _RANKING]
-        parts.append(_table(ranking(standings(records)), index=False))
-        for board in boards(records):
+        parts.append(_table(ranking(standings), index=False))
+        for board in boards:
             parts += [f"## {board.task}, {board.architecture}", _CELLS, _table(pivot(board), index=True)]
             parts += _footnotes(board)
         for found in findings(records):

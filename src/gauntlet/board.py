@@ -7,12 +7,13 @@ import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from gauntlet.records import Record, Status
 from gauntlet.stats import Rate
 from gauntlet.summary import Figures, attack_label, defense_label, defense_seconds, figures
 
-__all__ = ["Board", "Cell", "Column", "Row", "Standing", "boards", "standings"]
+__all__ = ["Board", "Cell", "Column", "Row", "Standing", "boards", "ranked", "standings"]
 
 # The values of Family.CONTROL and Stage.REFERENCE, whose modules need torch: reading results must not.
 _CONTROL = "control"
@@ -64,6 +65,9 @@ class Cell:
         return self.expected or ("" if self.figures else self.reason)
 
 
+_EMPTY = Cell(Status.NOT_RUN, _UNEXPLAINED)
+
+
 @dataclass(frozen=True)
 class Board:
     """Attacks by defenses on one task with one architecture."""
@@ -76,14 +80,14 @@ class Board:
 
     def cell(self, row: Row, column: Column) -> Cell:
         """The cell; `not-run` where there is no record."""
-        return self.cells.get((row.label, column.label), Cell(Status.NOT_RUN, _UNEXPLAINED))
+        return self.cells.get((row.label, column.label), _EMPTY)
 
-    @property
+    @cached_property
     def attacks(self) -> tuple[Row, ...]:
         """The rows that count: those of attacks that succeed undefended, without controls."""
         return tuple(row for row in self.rows if not row.control and not row.failed)
 
-    @property
+    @cached_property
     def notes(self) -> tuple[str, ...]:
         """The distinct notes of the cells, in reading order."""
         cells = (self.cell(row, column) for row in self.rows for column in self.columns)
@@ -118,13 +122,25 @@ class Standing:
         return f"{self.measured}/{self.attacks}"
 
 
+def ranked(records: Sequence[Record]) -> tuple[list[Board], list[Standing]]:
+    """What `boards` and `standings` give, at the price of one of them."""
+    found = _boards(records)
+    columns = dict.fromkeys(column for board in found for column in board.columns)
+    ordered = sorted((_standing(column, found) for column in columns), key=_merit)
+    places = [
+        replace(standing, rank=place) if standing.measured and not standing.column.reference else standing
+        for place, standing in enumerate(ordered, start=1)
+    ]
+    order = {standing.column: place for place, standing in enumerate(places)}
+    return [_sorted(board, order) for board in found], places
+
+
 def boards(records: Sequence[Record]) -> list[Board]:
     """One board per task and architecture, in order of appearance.
 
     Rows: attacks in order of appearance, controls last. Columns: references first, then defenses from the best.
     """
-    order = {standing.column: place for place, standing in enumerate(standings(records))}
-    return [_sorted(board, order) for board in _boards(records)]
+    return ranked(records)[0]
 
 
 def standings(records: Sequence[Record]) -> list[Standing]:
@@ -134,13 +150,7 @@ def standings(records: Sequence[Record]) -> list[Standing]:
     against some attack stands below every one that was measured against more, whatever its numbers (unknown is not
     passed), and a collapsed one below the others of its coverage: a model that recognises nothing has an ASR of 0.
     """
-    found = _boards(records)
-    columns = dict.fromkeys(column for board in found for column in board.columns)
-    ordered = sorted((_standing(column, found) for column in columns), key=_merit)
-    return [
-        replace(standing, rank=place) if standing.measured and not standing.column.reference else standing
-        for place, standing in enumerate(ordered, start=1)
-    ]
+    return ranked(records)[1]
 
 
 def _merit(standing: Standing) -> tuple[bool, int, bool, float, float]:

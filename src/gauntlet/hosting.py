@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gauntlet.errors import SettingError
+from gauntlet.loading import loading
 from gauntlet.options import Options, options_from
 
 if TYPE_CHECKING:
@@ -69,12 +70,13 @@ def options_of(config: pytest.Config) -> Options:
 def session_of(config: pytest.Config) -> Session:
     """The cases, made once a process, when the first test asks for one. Raises GauntletError."""
     if _SESSION not in config.stash:
-        from gauntlet.session import open_session
-
         options = options_of(config)
-        if is_worker(config):
-            options = replace(options, device=_shared_device(options.device, config.workerinput))  # type: ignore[attr-defined]
-        config.stash[_SESSION] = open_session(options, warner(config), _progress(config))
+        with loading("torch"):
+            from gauntlet.session import open_session
+
+            if is_worker(config):
+                options = replace(options, device=_shared_device(options.device, config.workerinput))  # type: ignore[attr-defined]
+            config.stash[_SESSION] = open_session(options, warner(config), _progress(config))
         clear_line(config)
     return config.stash[_SESSION]
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gauntlet.board import Board, Cell, Column, Row, Standing, boards, standings
+from gauntlet.board import Board, Cell, Column, Row, Standing, ranked
 from gauntlet.findings import Findings, findings
 from gauntlet.records import Record, Status
 from gauntlet.wording import DASH, percent, provenance_lines, standing_text, status_text, summary_line
@@ -49,11 +49,12 @@ _RANKING = "Defenses by their worst case, in percent. drop: most clean accuracy 
 def print_leaderboard(records: Sequence[Record], console: Console, artifacts: Sequence[Path] = ()) -> None:
     """Print attacks by defenses, the ranking, the provenance and, last, the paths of the artifacts."""
     console.print(Text(f"Leaderboard: {summary_line(records)}", style="bold"))
-    for board in boards(records):
+    boards, places = ranked(records)
+    for board in boards:
         _print_board(board, console)
     for found in findings(records):
         _print_findings(found, console)
-    _print_ranking(standings(records), console)
+    _print_ranking(places, console)
     console.print()
     for what, value in provenance_lines(records):
         console.print(Text(f"{what}: {value}", style="dim"))

@@ -19,12 +19,12 @@ from gauntlet.compute import deterministic
 from gauntlet.course import Course, EpochLog
 from gauntlet.errors import DivergedError, SettingError
 from gauntlet.images import ImageSet
+from gauntlet.inference import inference
 from gauntlet.layout import channels_last_gradients, to_batch
 from gauntlet.network import Network
 from gauntlet.objective import Batch, CrossEntropy, Objective
 from gauntlet.optimizers import Optimizers
 from gauntlet.out_of_memory import Accumulation, outputs
-from gauntlet.pooling import strided_pooling
 from gauntlet.precision import autocast, resolve
 from gauntlet.progress import Progress, Silent
 from gauntlet.recipe import Recipe
@@ -250,7 +250,7 @@ def logits(network: Network, images: Tensor, recipe: Recipe, device: torch.devic
     channels, height, width = images.shape[1:]
     network.eval()
     dtype = resolve(recipe, network, (channels, height, width), device)
-    with torch.inference_mode(), autocast(device, dtype), strided_pooling(network):
+    with inference(network, device, dtype):
         return outputs(
             len(images),
             PREDICTED_AT_ONCE[device.type],
@@ -262,7 +262,7 @@ def features(network: Network, images: ImageSet, recipe: Recipe, device: torch.d
     """float32 [N, D] on the CPU: the network's representation of each image, in the arithmetic of the recipe."""
     network.eval()
     dtype = resolve(recipe, network, images.shape, device)
-    with torch.inference_mode(), autocast(device, dtype), strided_pooling(network):
+    with inference(network, device, dtype):
         return outputs(
             len(images),
             PREDICTED_AT_ONCE[device.type],

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from gauntlet.images import Images, chunks
-from gauntlet.pooling import strided_pooling
-from gauntlet.precision import autocast
+from gauntlet.inference import inference
 
 __all__ = ["blend", "blend_entropies", "entropy"]
 
@@ -40,7 +39,7 @@ def blend_entropies(
     count = len(pool)
     found = torch.empty(len(images) * count, device=images.device)
     pairs = torch.arange(len(found), device=images.device)
-    with torch.inference_mode(), autocast(images.device, dtype), strided_pooling(network):
+    with inference(network, images.device, dtype):
         for part in chunks(len(found), _AT_ONCE[images.device.type]):
             mixed = blend(images[pairs[part] // count], pool[pairs[part] % count], own, other)
             found[part] = entropy(network(mixed.contiguous(memory_format=torch.channels_last)))

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gauntlet.images import Images, chunks
-from gauntlet.pooling import strided_pooling
-from gauntlet.precision import autocast
+from gauntlet.inference import inference
 
 __all__ = ["contradiction", "dissent"]
 
@@ -38,8 +37,8 @@ def contradiction(one: nn.Module, other: nn.Module, images: Images, *, dtype: to
     mode judges every image by itself, but for rounding. dtype: see `gauntlet.precision`.
     """
     found = torch.empty(len(images), device=images.device)
-    further = nullcontext() if other is one else strided_pooling(other)
-    with torch.inference_mode(), autocast(images.device, dtype), strided_pooling(one), further:
+    further = nullcontext() if other is one else inference(other, images.device, dtype)
+    with inference(one, images.device, dtype), further:
         for part in chunks(len(images), _AT_ONCE[images.device.type]):
             batch = images[part].contiguous(memory_format=torch.channels_last)
             found[part] = dissent(other(batch), one(batch).argmax(1))
