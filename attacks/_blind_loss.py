@@ -22,7 +22,7 @@ from gauntlet.network import Network
 from gauntlet.objective import Batch, Objective
 from gauntlet.settings import Count, Fraction, NonNegative, Positive
 
-from ._evasion import Centroids, Evasion, MaskSearch, heat, heat_excess, latent_distance, quadratic_penalty
+from ._evasion import Centroids, Evasion, MaskSearch, Plan, heat, heat_excess, latent_distance, quadratic_penalty
 
 __all__ = ["Anchor", "BlindLoss", "BlindSettings", "Planted"]
 
@@ -53,9 +53,13 @@ class BlindSettings:
     clip_batch: Count | None = None
     alternating: Fraction = 1.0
     evasion: tuple[Evasion, ...] = ()
-    nc_rate: Positive = 0.01
+    nc_rate: Positive = 0.1
     nc_steps: Count = 1
     nc_p_norm: Annotated[int, Field(ge=1, le=2)] = 1
+    nc_masks: Count = 4
+    nc_life: Count = 200
+    nc_batch: Count = 128
+    nc_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     spectral_similarity: Literal["norm", "cosine"] = "norm"
     latent: Literal["triggered", "clean"] = "triggered"
     ewc_lambda: Positive = 1.0
@@ -76,6 +80,11 @@ class BlindSettings:
             raise SettingError('scales are given, but balance = "mgda" seeks them itself; legal: balance = "fixed"')
         if self.balance == "mgda" and count < 2:
             raise SettingError('balance = "mgda" with one task, the normal one; legal: at least one trigger')
+
+    @property
+    def mask_plan(self) -> Plan:
+        """How the masks of Neural Cleanse are sought."""
+        return Plan(self.nc_rate, self.nc_p_norm, self.nc_masks, self.nc_life, self.nc_share)
 
     @property
     def needs_clean_network(self) -> bool:
@@ -142,9 +151,7 @@ class BlindLoss(Objective):
         self.anchor = anchor
         self.latest: dict[str, tuple[Tensor, float]] = {}
         masked = {"neural_cleanse", "mask_norm"} & set(settings.evasion)
-        self._searches = [
-            MaskSearch(shape, settings.nc_rate, settings.nc_p_norm, generator) for _ in (planted if masked else ())
-        ]
+        self._searches = [MaskSearch(shape, settings.mask_plan, generator) for _ in (planted if masked else ())]
         self._centroids = Centroids(classes)
         self._recent: deque[float] = deque(maxlen=_RECENT)
 
@@ -180,8 +187,8 @@ class BlindLoss(Objective):
         wanted = [aims for _, aims in made]
         groups = [batch.images, *(images for images, _ in made)]
         self._search(network, source, wanted)
-        if "neural_cleanse" in evasion:
-            groups += [search.stamp(source) for search in self._searches]
+        stamped = self._stamped(source) if "neural_cleanse" in evasion else []
+        groups += [images for images, _ in stamped]
         seen = self._passes(network, groups)
         clean, triggered, masked = seen[0], seen[1 : 1 + len(wanted)], seen[1 + len(wanted) :]
         found = {"normal": cross_entropy(clean.logits, labels, label_smoothing=self.label_smoothing)}
@@ -189,7 +196,10 @@ class BlindLoss(Objective):
             found[each.name] = cross_entropy(after.logits, aim)
         for name in evasion:
             if name == "neural_cleanse":
-                found[name] = torch.stack([cross_entropy(each.logits, true) for each in masked]).mean()
+                terms = [
+                    cross_entropy(each.logits, true[rows]) for each, (_, rows) in zip(masked, stamped, strict=True)
+                ]
+                found[name] = torch.stack(terms).mean() if terms else clean.logits.sum() * 0
             elif name == "mask_norm":
                 pairs = zip(self._searches, wanted, strict=True)
                 terms = [search.lost_mask(network, source, aim) for search, aim in pairs]
@@ -233,9 +243,16 @@ class BlindLoss(Objective):
         return min(share, self.settings.clip_batch or share)
 
     def _search(self, network: Network, source: Images, wanted: Sequence[Tensor]) -> None:
-        for search, aim in zip(self._searches, wanted, strict=False):
-            for _ in range(self.settings.nc_steps):
-                search.step(network, source, aim)
+        size = self.settings.nc_batch
+        for number in range(self.settings.nc_steps):
+            at = torch.arange(number * size, (number + 1) * size, device=source.device) % len(source)
+            for search, aim in zip(self._searches, wanted, strict=False):
+                search.step(network, source[at], aim[at])
+
+    def _stamped(self, source: Images) -> list[tuple[Images, Tensor]]:
+        """The images under the masks of each search that has any to show, and which of the images they are."""
+        found = [search.stamp(source[: self.settings.nc_batch]) for search in self._searches]
+        return [(images, rows) for images, rows in found if len(rows)]
 
     def _passes(self, network: Network, groups: Sequence[Images]) -> list[_Seen]:
         layer = cam_layer(network) if "sentinet" in self.settings.evasion else None
