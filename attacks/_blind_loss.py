@@ -202,7 +202,8 @@ class BlindLoss(Objective):
                 found[name] = torch.stack(terms).mean() if terms else clean.logits.sum() * 0
             elif name == "mask_norm":
                 pairs = zip(self._searches, wanted, strict=True)
-                terms = [search.lost_mask(network, source, aim) for search, aim in pairs]
+                size = self.settings.nc_batch
+                terms = [search.lost_mask(network, source[:size], aim[:size]) for search, aim in pairs]
                 found[name] = torch.stack(terms).mean()
             elif name == "sentinet":
                 found[name] = self._heat(clean, labels, triggered, wanted)

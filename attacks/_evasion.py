@@ -19,7 +19,9 @@ __all__ = ["Centroids", "Evasion", "MaskSearch", "Plan", "heat", "heat_excess", 
 
 Evasion = Literal["neural_cleanse", "sentinet", "spectral", "mask_norm", "ewc"]
 
-_CLASS_SHARE, _NORM_SHARE = 0.999, 0.001
+_COST, _DEAREST = 1e-3, 1e3
+"""What a mask's norm weighs beside the cross-entropy at first, and at most; the least is 1 / _DEAREST of the first."""
+_PATIENCE, _SUCCESS = 10, 0.98
 _LEAST = 1e-12
 _BETAS = (0.5, 0.9)
 """Adam's, as in a defender's search (gauntlet.maths.inversion)."""
@@ -41,10 +43,12 @@ class Plan:
 class MaskSearch:
     """Neural Cleanse's searches for the smallest trigger of a label, kept up while the network trains.
 
-    x' = (1 - m) x + m p with m, p in [0, 1]; Adam on .999 CE(x', label) + .001 |m|_p. A search sees what a defender's
-    would: the images in [0, 1] under the mask, the network in eval mode, a random start. `count` of them run side by
-    side, each `life` steps long and then begun anew, one after another: a defender starts from scratch, and a network
-    that was shown the end of one search alone has only learnt to resist that one mask.
+    x' = (1 - m) x + m p with m, p in [0, 1]; Adam on CE(x', label) + c |m|_p. A search is what a defender's would be
+    (`gauntlet.maths.inversion`): images in [0, 1] under the mask, the network in eval mode, a random start, and every
+    10 steps c doubles where 98 % of the images obeyed and halves where they didn't; Bagdasaryan & Shmatikov's c is
+    .001 / .999 throughout, at which a mask that the network resists just fades. `count` of them run side by side, each
+    `life` steps long and then begun anew, one after another: a defender starts from scratch, and a network that was
+    shown the end of one search alone has only learnt to resist that one mask.
     """
 
     def __init__(self, shape: tuple[int, int, int], plan: Plan, generator: torch.Generator) -> None:
@@ -54,7 +58,8 @@ class MaskSearch:
         self.raw = torch.stack([self._fresh(1 + channels, height, width) for _ in range(plan.count)])
         self._first, self._second = torch.zeros_like(self.raw), torch.zeros_like(self.raw)
         # The first lives are shorter, so that the searches are of every age at once.
-        self._ages = torch.zeros(plan.count)
+        self._ages, self._hits = torch.zeros(plan.count), torch.zeros(plan.count)
+        self._costs = torch.full((plan.count,), _COST)
         self._left = [plan.life - number * plan.life // plan.count for number in range(plan.count)]
 
     def parts(self) -> tuple[Tensor, Tensor]:
@@ -84,13 +89,16 @@ class MaskSearch:
         self._place(images.device)
         raw = self.raw.detach().requires_grad_()
         with evaluating(network):
-            (gradient,) = torch.autograd.grad(self._sought(network, raw, images, wanted), raw)
+            losses, hits = self._sought(network, raw, images, wanted)
+            (gradient,) = torch.autograd.grad(losses.sum(), raw)
         self._ages += 1
+        self._hits += hits
         self._first.lerp_(gradient, 1 - _BETAS[0])
         self._second.lerp_(gradient.square(), 1 - _BETAS[1])
         ages = self._ages[:, None, None, None]
         first, second = self._first / (1 - _BETAS[0] ** ages), self._second / (1 - _BETAS[1] ** ages)
         self.raw = raw.detach() - self.plan.rate * first / (second.sqrt() + 1e-8)
+        self._judge()
         self._grow_old()
 
     def lost_mask(self, network: Network, images: Images, wanted: Tensor) -> Tensor:
@@ -101,29 +109,40 @@ class MaskSearch:
         self._place(images.device)
         raw = self.raw.detach().requires_grad_()
         with evaluating(network):
-            sought = self._sought(network, raw, images, wanted)
-            (gradient,) = torch.autograd.grad(sought, raw, create_graph=True)
+            losses, _ = self._sought(network, raw, images, wanted)
+            (gradient,) = torch.autograd.grad(losses.sum(), raw, create_graph=True)
         # A step of the length that moves the mask's values by about the rate, as Adam's does.
         size = gradient[:, :1].detach().abs().mean((1, 2, 3), keepdim=True).clamp(min=_LEAST)
         return 1 - _shown(raw.detach()[:, :1] - self.plan.rate * gradient[:, :1] / size).mean()
 
-    def _sought(self, network: Network, raw: Tensor, images: Images, wanted: Tensor) -> Tensor:
+    def _sought(self, network: Network, raw: Tensor, images: Images, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """float [K] each: what every search minimises, and the share of its images that obeyed."""
         shown = _shown(raw)
         turn = torch.arange(len(images), device=images.device) % self.plan.count
         logits = network(images.lerp(shown[turn, 1:], shown[turn, :1])).float()
         found = cross_entropy(logits, wanted, reduction="none")
-        # Each search has a mean of its own, whatever the others weigh.
-        means = torch.zeros(self.plan.count, device=images.device).index_add(0, turn, found)
-        means = means / torch.bincount(turn, minlength=self.plan.count).clamp(min=1)
+        counts = torch.bincount(turn, minlength=self.plan.count).clamp(min=1)
+        blank = torch.zeros(self.plan.count, device=images.device)
+        means = blank.index_add(0, turn, found) / counts
+        hits = blank.index_add(0, turn, (logits.detach().argmax(1) == wanted).float()) / counts
         norms = shown[:, :1].flatten(1).norm(p=self.plan.norm, dim=1)
-        return (_CLASS_SHARE * means + _NORM_SHARE * norms).sum()
+        return means + self._costs * norms, hits
+
+    def _judge(self) -> None:
+        """Every `_PATIENCE` steps of a search: its mask becomes dearer or cheaper."""
+        due = (self._ages % _PATIENCE == 0) & (self._ages > 0)
+        good = self._hits >= _SUCCESS * _PATIENCE
+        costs = torch.where(good, self._costs * 2, self._costs / 2).clamp(_COST / _DEAREST, _COST * _DEAREST)
+        self._costs = torch.where(due, costs, self._costs)
+        self._hits = torch.where(due, 0, self._hits)
 
     def _grow_old(self) -> None:
         for number in range(self.plan.count):
             self._left[number] -= 1
             if self._left[number] <= 0:
                 self.raw[number] = self._fresh(*self.raw.shape[1:]).to(self.raw)
-                self._first[number], self._second[number], self._ages[number] = 0, 0, 0
+                self._first[number], self._second[number] = 0, 0
+                self._ages[number], self._hits[number], self._costs[number] = 0, 0, _COST
                 self._left[number] = self.plan.life
 
     def _fresh(self, *shape: int) -> Tensor:
@@ -131,8 +150,8 @@ class MaskSearch:
 
     def _place(self, device: torch.device) -> None:
         if self.raw.device != device:
-            self.raw, self._ages = self.raw.to(device), self._ages.to(device)
-            self._first, self._second = self._first.to(device), self._second.to(device)
+            self.raw, self._first, self._second = (each.to(device) for each in (self.raw, self._first, self._second))
+            self._ages, self._hits, self._costs = (each.to(device) for each in (self._ages, self._hits, self._costs))
 
 
 def _shown(raw: Tensor) -> Tensor:
