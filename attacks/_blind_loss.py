@@ -90,6 +90,8 @@ class BlindLoss(Objective):
         self._searches = [MaskSearch(shape, settings.mask_plan, generator) for _ in (planted if masked else ())]
         self._centroids = Centroids(classes)
         self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._weights: dict[str, float] = {}
+        self._attacked_steps = 0
 
     def loss(self, network: Network, batch: Batch) -> Tensor:
         if not self._attacks(batch.generator):
@@ -98,16 +100,16 @@ class BlindLoss(Objective):
             return normal
         losses = self.losses(network, batch)
         self._remember(losses["normal"])
-        if self.settings.balance == "mgda":
+        if self.settings.balance == "mgda" and self._balances():
             return self._balanced(network, losses)
-        scales = dict(zip(losses, self.settings.scales, strict=True))
+        scales = self._weights or dict(zip(losses, self.settings.scales, strict=True))
         self.latest = {name: (loss.detach(), scales[name]) for name, loss in losses.items()}
         return torch.stack([scales[name] * loss for name, loss in losses.items() if scales[name]]).sum()
 
     def resumable(self) -> bool:
-        # Masks under search, centroids and recent losses are in no module.
+        # Masks under search, centroids, recent losses and kept weights are in no module.
         stateful = {"neural_cleanse", "mask_norm", "spectral"} & set(self.settings.evasion)
-        return not stateful and self.settings.loss_threshold is None
+        return not stateful and self.settings.loss_threshold is None and self.settings.rebalance == 1
 
     def reported(self) -> Mapping[str, float]:
         losses = {f"Loss_{name}": float(loss) for name, (loss, _) in self.latest.items()}
@@ -138,8 +140,8 @@ class BlindLoss(Objective):
                 found[name] = torch.stack(terms).mean() if terms else clean.logits.sum() * 0
             elif name == "mask_norm":
                 pairs = zip(self._searches, wanted, strict=True)
-                size = self.settings.nc_batch
-                terms = [search.lost_mask(network, source[:size], aim[:size]) for search, aim in pairs]
+                few = slice(self.settings.nc_batch)
+                terms = [search.lost_mask(network, source[few], aim[few]) for search, aim in pairs]
                 found[name] = torch.stack(terms).mean()
             elif name == "sentinet":
                 found[name] = self._heat(clean, labels, triggered, wanted)
@@ -171,6 +173,11 @@ class BlindLoss(Objective):
             return True
         return float(torch.rand((), generator=generator)) < self.settings.alternating
 
+    def _balances(self) -> bool:
+        """Whether the weights are sought anew in this step, the first of every `rebalance`."""
+        self._attacked_steps += 1
+        return (self._attacked_steps - 1) % self.settings.rebalance == 0
+
     def _remember(self, normal: Tensor) -> None:
         if self.settings.loss_threshold is not None:
             self._recent.append(float(normal.detach()))
@@ -180,9 +187,8 @@ class BlindLoss(Objective):
         return min(share, self.settings.clip_batch or share)
 
     def _search(self, network: Network, source: Images, wanted: Sequence[Tensor]) -> None:
-        size = self.settings.nc_batch
-        for number in range(self.settings.nc_steps):
-            at = torch.arange(number * size, (number + 1) * size, device=source.device) % len(source)
+        dealt = torch.arange(self.settings.nc_steps * self.settings.nc_batch, device=source.device) % len(source)
+        for at in dealt.split(self.settings.nc_batch):
             for search, aim in zip(self._searches, wanted, strict=False):
                 search.step(network, source[at], aim[at])
 
@@ -243,9 +249,8 @@ class BlindLoss(Objective):
                 f"blind: the gradients of all tasks ({', '.join(losses)}) are zero, so that nothing is left to train; "
                 "lower the learning rate"
             ) from None
-        self.latest = {
-            name: (value, float(weight)) for name, value, weight in zip(losses, values, weights, strict=True)
-        }
+        self._weights = dict(zip(losses, weights.tolist(), strict=True))
+        self.latest = {name: (loss.detach(), self._weights[name]) for name, loss in losses.items()}
         combined = []
         for parts in zip(*gradients, strict=True):
             terms = [part * float(weight) for part, weight in zip(parts, weights, strict=True) if part is not None]
