@@ -6,81 +6,26 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gauntlet.errors import DivergedError, SettingError
 from gauntlet.images import Images
 from gauntlet.maths.grad_cam import cam_layer, tapped
-from gauntlet.maths.mgda import Normalisation, balance, gram
+from gauntlet.maths.mgda import balance, gram
 from gauntlet.maths.surrogate import surrogate
 from gauntlet.network import Network
 from gauntlet.objective import Batch, Objective
-from gauntlet.settings import Count, Fraction, NonNegative, Positive
 
-from ._evasion import Centroids, Evasion, MaskSearch, heat, heat_excess, latent_distance, quadratic_penalty
+from ._blind_settings import BlindSettings
+from ._evasion import Centroids, MaskSearch, heat, heat_excess, latent_distance, quadratic_penalty
 
-__all__ = ["Anchor", "BlindLoss", "BlindSettings", "Planted"]
+__all__ = ["Anchor", "BlindLoss", "Planted"]
 
 _RECENT = 1000
 """Normal losses over which loss_threshold is judged."""
-
-
-@dataclass(frozen=True)
-class BlindSettings:
-    """How the blind loss is put together (seeds.md 2.4 to 2.6); the tasks are normal, each backdoor, each evasion.
-
-    balance: `mgda` seeks the weights anew at every step from the gradients that `normalise` scales; `fixed` takes
-    `scales`, one a task. loss_threshold: train on the normal loss alone while the mean of its last 1,000 values is at
-    or above it. poisoning_proportion: the share of each batch that the backdoor and evasion losses see, 1 or more for
-    all; clip_batch: at most so many images of it. alternating: the probability that a batch is attacked at all.
-
-    nc_rate, nc_steps, nc_p_norm: step size, steps a batch and norm of the mask that evades Neural Cleanse. latent: what
-    the spectral evasion compares: `triggered` images' features with the mean of the wanted class's clean ones, or
-    `clean` images' with those of a network that was trained without a backdoor; by norm or cosine. ewc_lambda: the
-    strength of EWC.
-    """
-
-    balance: Literal["mgda", "fixed"] = "mgda"
-    normalise: Normalisation = "loss"
-    scales: tuple[NonNegative, ...] = ()
-    loss_threshold: Positive | None = None
-    poisoning_proportion: Positive = 1.0
-    clip_batch: Count | None = None
-    alternating: Fraction = 1.0
-    evasion: tuple[Evasion, ...] = ()
-    nc_rate: Positive = 0.01
-    nc_steps: Count = 1
-    nc_p_norm: Annotated[int, Field(ge=1, le=2)] = 1
-    spectral_similarity: Literal["norm", "cosine"] = "norm"
-    latent: Literal["triggered", "clean"] = "triggered"
-    ewc_lambda: Positive = 1.0
-
-    def check_balance(self, backdoors: int) -> None:
-        """Raise SettingError when the settings contradict each other."""
-        count = 1 + backdoors + len(self.evasion)
-        names = f"normal, {backdoors} backdoor(s){''.join(f', {name}' for name in self.evasion)}"
-        if len(set(self.evasion)) < len(self.evasion):
-            raise SettingError(f"evasion = {list(self.evasion)} names a loss twice; legal: each at most once")
-        if self.balance == "fixed" and len(self.scales) != count:
-            raise SettingError(
-                f'balance = "fixed" with {len(self.scales)} scales for {count} tasks ({names}); legal: one scale a task'
-            )
-        if self.balance == "fixed" and not sum(self.scales[: 1 + backdoors]):
-            raise SettingError("scales: the normal and the backdoor losses all weigh 0; legal: at least one above 0")
-        if self.balance == "mgda" and self.scales:
-            raise SettingError('scales are given, but balance = "mgda" seeks them itself; legal: balance = "fixed"')
-        if self.balance == "mgda" and count < 2:
-            raise SettingError('balance = "mgda" with one task, the normal one; legal: at least one trigger')
-
-    @property
-    def needs_clean_network(self) -> bool:
-        """Whether an evasion compares with a network without a backdoor."""
-        return "ewc" in self.evasion or ("spectral" in self.evasion and self.latent == "clean")
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,11 +87,11 @@ class BlindLoss(Objective):
         self.anchor = anchor
         self.latest: dict[str, tuple[Tensor, float]] = {}
         masked = {"neural_cleanse", "mask_norm"} & set(settings.evasion)
-        self._searches = [
-            MaskSearch(shape, settings.nc_rate, settings.nc_p_norm, generator) for _ in (planted if masked else ())
-        ]
+        self._searches = [MaskSearch(shape, settings.mask_plan, generator) for _ in (planted if masked else ())]
         self._centroids = Centroids(classes)
         self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._weights: dict[str, float] = {}
+        self._attacked_steps = 0
 
     def loss(self, network: Network, batch: Batch) -> Tensor:
         if not self._attacks(batch.generator):
@@ -155,16 +100,16 @@ class BlindLoss(Objective):
             return normal
         losses = self.losses(network, batch)
         self._remember(losses["normal"])
-        if self.settings.balance == "mgda":
+        if self.settings.balance == "mgda" and self._balances():
             return self._balanced(network, losses)
-        scales = dict(zip(losses, self.settings.scales, strict=True))
+        scales = self._weights or dict(zip(losses, self.settings.scales, strict=True))
         self.latest = {name: (loss.detach(), scales[name]) for name, loss in losses.items()}
         return torch.stack([scales[name] * loss for name, loss in losses.items() if scales[name]]).sum()
 
     def resumable(self) -> bool:
-        # Masks under search, centroids and recent losses are in no module.
+        # Masks under search, centroids, recent losses and kept weights are in no module.
         stateful = {"neural_cleanse", "mask_norm", "spectral"} & set(self.settings.evasion)
-        return not stateful and self.settings.loss_threshold is None
+        return not stateful and self.settings.loss_threshold is None and self.settings.rebalance == 1
 
     def reported(self) -> Mapping[str, float]:
         losses = {f"Loss_{name}": float(loss) for name, (loss, _) in self.latest.items()}
@@ -180,8 +125,8 @@ class BlindLoss(Objective):
         wanted = [aims for _, aims in made]
         groups = [batch.images, *(images for images, _ in made)]
         self._search(network, source, wanted)
-        if "neural_cleanse" in evasion:
-            groups += [search.stamp(source) for search in self._searches]
+        stamped = self._stamped(source) if "neural_cleanse" in evasion else []
+        groups += [images for images, _ in stamped]
         seen = self._passes(network, groups)
         clean, triggered, masked = seen[0], seen[1 : 1 + len(wanted)], seen[1 + len(wanted) :]
         found = {"normal": cross_entropy(clean.logits, labels, label_smoothing=self.label_smoothing)}
@@ -189,10 +134,14 @@ class BlindLoss(Objective):
             found[each.name] = cross_entropy(after.logits, aim)
         for name in evasion:
             if name == "neural_cleanse":
-                found[name] = torch.stack([cross_entropy(each.logits, true) for each in masked]).mean()
+                terms = [
+                    cross_entropy(each.logits, true[rows]) for each, (_, rows) in zip(masked, stamped, strict=True)
+                ]
+                found[name] = torch.stack(terms).mean() if terms else clean.logits.sum() * 0
             elif name == "mask_norm":
                 pairs = zip(self._searches, wanted, strict=True)
-                terms = [search.lost_mask(network, source, aim) for search, aim in pairs]
+                few = slice(self.settings.nc_batch)
+                terms = [search.lost_mask(network, source[few], aim[few]) for search, aim in pairs]
                 found[name] = torch.stack(terms).mean()
             elif name == "sentinet":
                 found[name] = self._heat(clean, labels, triggered, wanted)
@@ -224,6 +173,11 @@ class BlindLoss(Objective):
             return True
         return float(torch.rand((), generator=generator)) < self.settings.alternating
 
+    def _balances(self) -> bool:
+        """Whether the weights are sought anew in this step, the first of every `rebalance`."""
+        self._attacked_steps += 1
+        return (self._attacked_steps - 1) % self.settings.rebalance == 0
+
     def _remember(self, normal: Tensor) -> None:
         if self.settings.loss_threshold is not None:
             self._recent.append(float(normal.detach()))
@@ -233,9 +187,15 @@ class BlindLoss(Objective):
         return min(share, self.settings.clip_batch or share)
 
     def _search(self, network: Network, source: Images, wanted: Sequence[Tensor]) -> None:
-        for search, aim in zip(self._searches, wanted, strict=False):
-            for _ in range(self.settings.nc_steps):
-                search.step(network, source, aim)
+        dealt = torch.arange(self.settings.nc_steps * self.settings.nc_batch, device=source.device) % len(source)
+        for at in dealt.split(self.settings.nc_batch):
+            for search, aim in zip(self._searches, wanted, strict=False):
+                search.step(network, source[at], aim[at])
+
+    def _stamped(self, source: Images) -> list[tuple[Images, Tensor]]:
+        """The images under the masks of each search that has any to show, and which of the images they are."""
+        found = [search.stamp(source[: self.settings.nc_batch]) for search in self._searches]
+        return [(images, rows) for images, rows in found if len(rows)]
 
     def _passes(self, network: Network, groups: Sequence[Images]) -> list[_Seen]:
         layer = cam_layer(network) if "sentinet" in self.settings.evasion else None
@@ -289,9 +249,8 @@ class BlindLoss(Objective):
                 f"blind: the gradients of all tasks ({', '.join(losses)}) are zero, so that nothing is left to train; "
                 "lower the learning rate"
             ) from None
-        self.latest = {
-            name: (value, float(weight)) for name, value, weight in zip(losses, values, weights, strict=True)
-        }
+        self._weights = dict(zip(losses, weights.tolist(), strict=True))
+        self.latest = {name: (loss.detach(), self._weights[name]) for name, loss in losses.items()}
         combined = []
         for parts in zip(*gradients, strict=True):
             terms = [part * float(weight) for part, weight in zip(parts, weights, strict=True) if part is not None]

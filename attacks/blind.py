@@ -19,7 +19,8 @@ from gauntlet.plugin import attack
 from gauntlet.synthesizers import Triggered, painters
 from gauntlet.views import AttackerView
 
-from ._blind_loss import Anchor, BlindLoss, BlindSettings, Planted
+from ._blind_loss import Anchor, BlindLoss, Planted
+from ._blind_settings import BlindSettings
 
 __all__ = ["Blind"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from gauntlet.maths.grad_cam import cam_layer, grad_cam, salient
+from gauntlet.maths.grad_cam import cam_layer, distinct_maps, grad_cam, salient
 from gauntlet.network import Network
 
 
@@ -57,3 +57,23 @@ def test_the_layer_is_the_activation_behind_the_convolution() -> None:
 def test_the_salient_region_is_what_exceeds_the_share() -> None:
     maps = torch.tensor([[[0.0, 0.2], [0.5, 1.0]]])
     assert salient(maps, 0.4)[0, 0].tolist() == [[False, False], [True, True]]
+
+
+def test_what_the_rivals_look_at_is_cut_off() -> None:
+    """By the maps of the single classes, brought to the size of the layer's; at 8x8 both sizes are one."""
+    network = _network()
+    images = torch.rand(5, 1, 8, 8)
+    ranked = network(images).argsort(1, descending=True)
+    maps, named = distinct_maps(network, images, 2)
+    assert named.tolist() == ranked[:, 0].tolist()
+    own, first, second = (grad_cam(network, images, ranked[:, place])[0] for place in range(3))
+    due = torch.relu(own - (first + second) / 2)
+    peaks = due.amax((1, 2), keepdim=True)
+    assert (peaks > 0).any()
+    torch.testing.assert_close(maps, torch.where(peaks > 0, due / peaks.clamp(min=1e-12), due), rtol=1e-4, atol=1e-5)
+
+
+def test_without_rivals_a_map_is_plain_grad_cam() -> None:
+    network = _network()
+    images = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(distinct_maps(network, images, 0), grad_cam(network, images), check_dtype=False)

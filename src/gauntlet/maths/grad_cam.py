@@ -13,7 +13,7 @@ from gauntlet.images import Images, chunks
 from gauntlet.network import Network
 from gauntlet.precision import autocast
 
-__all__ = ["cam_layer", "channel_weights", "grad_cam", "salient", "tapped"]
+__all__ = ["cam_layer", "channel_weights", "distinct_maps", "grad_cam", "salient", "tapped"]
 
 _AT_ONCE = {"cpu": 128, "cuda": 1024}
 """Images a pass: on a CPU, what its caches hold."""
@@ -83,18 +83,59 @@ def grad_cam(
     layer = cam_layer(network)
     maps, named = [], []
     for part in chunks(len(images), _AT_ONCE[images.device.type]):
-        batch = images[part].contiguous(memory_format=torch.channels_last)
-        with torch.enable_grad(), tapped(layer, cut_off=True) as found:
-            with autocast(images.device, dtype):
-                logits = network(batch).float()
-            chosen = logits.argmax(1) if classes is None else classes[part]
-            weights = channel_weights(logits.gather(1, chosen[:, None])[:, 0], found[-1])
-        raw = relu((weights * found[-1].detach()).float().sum(1, keepdim=True))
-        large = interpolate(raw, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-        peaks = large.flatten(1).amax(1)[:, None, None]
-        maps.append(torch.where(peaks > 0, large / peaks.clamp(min=torch.finfo(torch.float32).tiny), large))
+        with _looked(network, layer, images[part], dtype) as (tap, logits):
+            chosen = logits.detach().argmax(1) if classes is None else classes[part]
+            maps.append(_enlarged(_raw(tap, logits, chosen), images))
         named.append(chosen)
     return torch.cat(maps), torch.cat(named)
+
+
+def distinct_maps(
+    network: Network, images: Images, rivals: int, *, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """As `grad_cam` for the predicted class, but only what stands out from the maps of other classes.
+
+    The mean of the maps of the `rivals` classes with the next highest logits is subtracted, each map with 1 as its
+    largest value; what is below 0 becomes 0, and the largest value 1. What every class looks at, the object, goes; what
+    the predicted class alone looks at stays.
+    """
+    layer = cam_layer(network)
+    maps, named = [], []
+    for part in chunks(len(images), _AT_ONCE[images.device.type]):
+        with _looked(network, layer, images[part], dtype) as (tap, logits):
+            ranked = logits.detach().topk(min(1 + rivals, logits.shape[1]), dim=1).indices
+            every = [_scaled(_raw(tap, logits, chosen)) for chosen in ranked.unbind(1)]
+        others = torch.stack(every[1:]).mean(0) if len(every) > 1 else torch.zeros_like(every[0])
+        maps.append(_enlarged(relu(every[0] - others), images))
+        named.append(ranked[:, 0])
+    return torch.cat(maps), torch.cat(named)
+
+
+@contextmanager
+def _looked(network: Network, layer: nn.Module, images: Images, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """The layer's maps of the images, cut off from what lies before them, and the logits."""
+    batch = images.contiguous(memory_format=torch.channels_last)
+    with torch.enable_grad(), tapped(layer, cut_off=True) as found:
+        with autocast(images.device, dtype):
+            logits = network(batch).float()
+        yield found[-1], logits
+
+
+def _raw(maps: Tensor, logits: Tensor, classes: Tensor) -> Tensor:
+    """float32 [N, 1, h, w], at least 0: the maps' sum for one class an image."""
+    weights = channel_weights(logits.gather(1, classes[:, None])[:, 0], maps, keep_graph=True)
+    return relu((weights * maps.detach()).float().sum(1, keepdim=True))
+
+
+def _enlarged(raw: Tensor, images: Images) -> Tensor:
+    """float32 [N, H, W] of maps [N, 1, h, w], scaled."""
+    return _scaled(interpolate(raw, images.shape[2:], mode="bilinear", align_corners=False))[:, 0]
+
+
+def _scaled(maps: Tensor) -> Tensor:
+    """Maps [N, 1, h, w] with 1 as the largest value; a map that is 0 everywhere stays so."""
+    peaks = maps.flatten(1).amax(1)[:, None, None, None]
+    return torch.where(peaks > 0, maps / peaks.clamp(min=torch.finfo(torch.float32).tiny), maps)
 
 
 def salient(maps: Tensor, share: float) -> Tensor:
