@@ -6,11 +6,13 @@ Results are compared before anything is timed. Speed is never asserted.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,39 @@ def within(request: pytest.FixtureRequest) -> Within:
 def as_in_the_bench() -> None:
     """Freed memory is kept, as in every session of the bench."""
     keep_freed_memory()
+
+
+def _serve(connection: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    made = make(*arguments)
+    while (call := connection.recv()) is not None:
+        connection.send(call(made))
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Callable[..., Callable[[Any], Any]]]:
+    """ART in a process of its own, as its users have it: in this one the C library keeps freed memory, as ours asks.
+
+    elsewhere(make, *arguments) makes an object there, and gives what calls something with that object.
+    """
+    context = multiprocessing.get_context("spawn")
+    running = []
+
+    def start(make: Callable[..., Any], *arguments: Any) -> Callable[[Any], Any]:
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(there, make, arguments), daemon=True)
+        process.start()
+        running.append((process, here))
+
+        def ask(call: Any) -> Any:
+            here.send(call)
+            return here.recv()
+
+        return ask
+
+    yield start
+    for process, connection in running:
+        connection.send(None)
+        process.join(10)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from operator import methodcaller
 from typing import Any
 
@@ -98,36 +95,6 @@ class Art:
         return torch.from_numpy(self._classifier(self._module).predict(self._x, batch_size=128))
 
 
-def _serve(connection: Connection, module: Network, images: Tensor, labels: Tensor) -> None:
-    art = Art(module, images, labels)
-    while (call := connection.recv()) is not None:
-        connection.send(call(art))
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[Callable[[Network, Tensor, Tensor], Callable[[Any], Any]]]:
-    """ART in a process of its own, as its users have it: in this one the C library keeps freed memory, as ours asks."""
-    context = multiprocessing.get_context("spawn")
-    running = []
-
-    def start(module: Network, images: Tensor, labels: Tensor) -> Callable[[Any], Any]:
-        here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, module, images, labels), daemon=True)
-        process.start()
-        running.append((process, here))
-
-        def ask(call: Any) -> Any:
-            here.send(call)
-            return here.recv()
-
-        return ask
-
-    yield start
-    for process, connection in running:
-        connection.send(None)
-        process.join(10)
-
-
 def rates(trained: Network, data: TaskData) -> tuple[float, float]:
     """Clean accuracy and ASR on the test set."""
     test = data.test.open()
@@ -141,7 +108,7 @@ def rates(trained: Network, data: TaskData) -> tuple[float, float]:
 
 def test_an_epoch(mnist: TaskData, duel: Any, elsewhere: Any) -> None:
     images = mnist.training
-    art = elsewhere(network("simple_cnn", mnist), images.images(), images.labels)
+    art = elsewhere(Art, network("simple_cnn", mnist), images.images(), images.labels)
     found, expected = ours("simple_cnn", mnist, images, ONE_EPOCH), art(methodcaller("train", 1))
     assert rates(found, mnist)[0] == pytest.approx(rates(expected, mnist)[0], abs=0.003)
     duel(
@@ -168,7 +135,7 @@ def _is_good(trained: Network, data: TaskData) -> bool:
 
 def test_to_99_0_and_99_9(mnist: TaskData, duel: Any, elsewhere: Any) -> None:
     images = poisoned(mnist.training, 0)
-    art = elsewhere(network("simple_cnn", mnist), images.images(), images.labels)
+    art = elsewhere(Art, network("simple_cnn", mnist), images.images(), images.labels)
     theirs = shortest(art, mnist)
     assert _is_good(ours("simple_cnn", mnist, images, QUICK), mnist)
     against = f"ART, {theirs!r}"
@@ -183,7 +150,7 @@ def test_predictions(name: str, mnist: TaskData, duel: Any, elsewhere: Any) -> N
     trained = ours(name, mnist, mnist.training.subset(torch.arange(12_800)), ONE_EPOCH)
     plain = network(name, mnist)
     plain.load_state_dict(trained.state_dict())
-    art = elsewhere(plain.eval(), images, test.labels)
+    art = elsewhere(Art, plain.eval(), images, test.labels)
     found, expected = logits(trained, images, ONE_EPOCH, CPU), art(methodcaller("predict"))
     assert float((found.argmax(1) == expected.argmax(1)).float().mean()) > 0.999
     duel(

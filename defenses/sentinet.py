@@ -12,12 +12,8 @@ from torch import Tensor
 from gauntlet.defense import InputDetector, Scorer
 from gauntlet.errors import NotApplicableError, SettingError
 from gauntlet.images import Images, chunks, to_float
-<<<<<<< HEAD
 from gauntlet.inference import inference
-from gauntlet.maths.grad_cam import grad_cam, salient
-=======
 from gauntlet.maths.grad_cam import distinct_maps, salient
->>>>>>> w_h2
 from gauntlet.network import Network
 from gauntlet.plugin import defense
 from gauntlet.precision import resolve

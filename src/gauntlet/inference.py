@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial, reduce
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,10 @@ from torch import Tensor, nn
 from gauntlet.network import Network
 from gauntlet.precision import autocast
 
-__all__ = ["halved", "inference"]
+__all__ = ["as_it_is", "halved", "inference", "pooling_early"]
+
+_Map: TypeAlias = Callable[[Tensor], Tensor]
+"""What a layer does: a tensor to a tensor."""
 
 
 @contextmanager
@@ -29,7 +34,8 @@ def inference(network: nn.Module, device: torch.device, dtype: torch.dtype) -> I
         if dtype != torch.float32:
             ways.enter_context(_weights_in(network, dtype))
         if all(parameter.device.type == "cpu" for parameter in network.parameters()):
-            ways.enter_context(_pooling_early(network))
+            # A gradient would be shared by equal values, where torch's pooling gives it to the first.
+            ways.enter_context(pooling_early(network, halved, as_it_is))
         yield
 
 
@@ -41,47 +47,56 @@ def halved(images: Tensor) -> Tensor:
 
 
 @contextmanager
-def _pooling_early(network: nn.Module) -> Iterator[None]:
-    """A gradient would be shared by equal values, where torch's pooling gives it to the first."""
-    moved = _movable(network)
-    for module, forward in moved.items():
+def pooling_early(network: nn.Module, pool: _Map | None, rise: Callable[[nn.Module], _Map]) -> Iterator[None]:
+    """Inside, plain 2x2 pools come before what only rises.
+
+    pool: what stands for the pools' own work; None for that of torch. rise: what stands for a layer that is moved.
+    """
+    moved: dict[nn.Module, _Map] = {}
+    for layer, after in _movable(network).items():
+        own = pool or as_it_is(layer)
+        moved[layer] = _Pooled(own, tuple(map(rise, after))) if isinstance(layer, nn.MaxPool2d) else _handed_on
+    for layer, forward in moved.items():
         # An attribute of the instance stands before the method of its class.
-        vars(module)["forward"] = forward
+        vars(layer)["forward"] = forward
     try:
         yield
     finally:
-        for module in moved:
-            vars(module).pop("forward", None)
+        for layer in moved:
+            vars(layer).pop("forward", None)
 
 
-def _movable(network: nn.Module) -> dict[nn.Module, _Forward]:
-    """What each module does instead: pools their own work and that of those before them, which do nothing."""
+def as_it_is(layer: nn.Module) -> _Map:
+    """The layer's own work, whatever stands for it meanwhile."""
+    return partial(type(layer).forward, layer)
+
+
+class _Pooled:
+    """What stands for a pool's forward: its work, then that of the layers that have gone behind it."""
+
+    def __init__(self, pool: _Map, after: Sequence[_Map]) -> None:
+        self._pool, self._after = pool, after
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return reduce(lambda maps, layer: layer(maps), self._after, self._pool(images))
+
+
+def _handed_on(images: Tensor) -> Tensor:
+    return images
+
+
+def _movable(network: nn.Module) -> dict[nn.Module, list[nn.Module]]:
+    """Every plain pool with the layers that may go behind it, and each of these with none."""
     pools = [module for module in network.modules() if type(module) is nn.MaxPool2d and _is_plain(module)]
-    moved: dict[nn.Module, _Forward] = {pool: _Forward(()) for pool in pools}
+    found: dict[nn.Module, list[nn.Module]] = {pool: [] for pool in pools}
     for sequence in [module for module in network.modules() if type(module) is nn.Sequential]:
         layers = list(sequence)
         for place, pool in enumerate(layers):
-            before = _risers(layers[:place], network) if pool in moved and layers.count(pool) == 1 else []
+            before = _risers(layers[:place], network) if pool in found and layers.count(pool) == 1 else []
             # A module that stands in two places can't do nothing in one of them.
             if before and not any(_uses(network, layer) > 1 for layer in (*before, pool)):
-                moved |= dict.fromkeys(before, _Forward(None))
-                moved[pool] = _Forward(tuple(before))
-    return moved
-
-
-class _Forward:
-    """What stands for a module's forward. after: what to apply to the pooled maps; None: hand on the input."""
-
-    def __init__(self, after: tuple[nn.Module, ...] | None) -> None:
-        self._after = after
-
-    def __call__(self, images: Tensor) -> Tensor:
-        if self._after is None:
-            return images
-        found = halved(images)
-        for layer in self._after:
-            found = type(layer).forward(layer, found)
-        return found
+                found |= {layer: [] for layer in before} | {pool: before}
+    return found
 
 
 def _risers(before: list[nn.Module], network: nn.Module) -> list[nn.Module]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gauntlet.images import Images, chunks
+from gauntlet.maths.gradients import image_gradients
 from gauntlet.precision import autocast
 
 __all__ = ["Inverted", "Search", "anomaly_index", "batches", "invert"]
@@ -85,7 +86,7 @@ def invert(
     start = torch.rand(1 + images.shape[1], *images.shape[2:], generator=generator).to(images.device)
     at_once = min(_AT_ONCE[images.device.type], _VALUES[images.device.type] // images[0].numel())
     size = max(1, at_once // search.batch)
-    with _frozen(network), torch.enable_grad():
+    with _frozen(network), torch.enable_grad(), image_gradients(network):
         groups = [
             _invert(network, images, classes[part], start, steps, search, dtype) for part in chunks(len(classes), size)
         ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gauntlet.images import Images, chunks
-from gauntlet.maths.thin import thin_gradients
+from gauntlet.maths.gradients import image_gradients
 
 __all__ = ["Norm", "pgd", "project", "random_perturbation"]
 
@@ -50,7 +50,7 @@ def pgd(
     if random_start:
         points = (points + random_perturbation(points, norm, eps, generator)).clamp_(0, 1)
     moved = torch.empty_like(points)
-    with thin_gradients(network):
+    with image_gradients(network):
         for part in chunks(len(points), batch):
             here, centre = points[part], images[part]
             for _ in range(iterations):
