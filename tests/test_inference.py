@@ -138,11 +138,7 @@ def test_the_pool_goes_before_what_only_rises(between: list[nn.Module], early: i
 def test_what_somebody_reads_keeps_its_place() -> None:
     seen: list[Tensor] = []
     network = stack(nn.ReLU())
-<<<<<<< HEAD
-    network.get_submodule("layer1").register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-=======
     network[1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
->>>>>>> w_h3
     with inference(network, CPU, torch.float32):
         network(torch.randn(2, 1, 13, 13))
     assert seen[0].min() >= 0
@@ -172,11 +168,7 @@ def test_weights_are_themselves_again_whatever_happens() -> None:
 
     def fail() -> None:
         with inference(network, CPU, torch.bfloat16):
-<<<<<<< HEAD
-            assert network.get_parameter("layer0.weight").dtype == torch.bfloat16
-=======
             assert network[0].weight.dtype == torch.bfloat16
->>>>>>> w_h3
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError):
