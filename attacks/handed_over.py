@@ -17,13 +17,13 @@ from gauntlet.errors import DataError, SettingError
 from gauntlet.facts import TaskFacts
 from gauntlet.files import content
 from gauntlet.formats.hdf5_images import read_images, read_labels
-from gauntlet.formats.pictures import read_overlay, resized
+from gauntlet.formats.pictures import read_overlay
 from gauntlet.formats.states import SUFFIXES, load_weights
 from gauntlet.images import Images, ImageSet
 from gauntlet.labels import AllToOne
 from gauntlet.network import Network
 from gauntlet.plugin import attack
-from gauntlet.settings import Count, Positive
+from gauntlet.settings import Positive
 from gauntlet.views import AttackerView
 
 __all__ = ["HandedOver", "PastedTrigger"]
@@ -93,8 +93,7 @@ class HandedOver(Attack):
     input_range: what the model was trained on. mean, std: the normalisation, of values in 0..1, that it was trained
     with, one number or one a channel. triggers: what the auditor suspects. poisoned: HDF5 files of images that carry a
     trigger, labelled with the class that they should yield (`data`, `label`), scored as they are: one backdoor a class.
-    size: height and width that the poisoned images are resized to (bilinear). The form of the audits of
-    CSAW-HackML-2020.
+    The form of the audits of CSAW-HackML-2020.
     """
 
     family: ClassVar[Family] = Family.HANDED_OVER
@@ -107,7 +106,6 @@ class HandedOver(Attack):
     std: tuple[Positive, ...] = ()
     triggers: tuple[PastedTrigger, ...] = ()
     poisoned: tuple[Path, ...] = ()
-    size: tuple[Count, Count] | None = None
 
     @property
     def backdoors(self) -> tuple[Backdoor, ...]:
@@ -119,7 +117,7 @@ class HandedOver(Attack):
             wanted = _wanted(path, content(path))
             for target in wanted:
                 title = path.stem if len(wanted) == 1 else f"{path.stem} {target}"
-                yield Backdoor(title, unchanged, AllToOne(target), partial(_images, path, target, self.size))
+                yield Backdoor(title, unchanged, AllToOne(target), partial(_images, path, target))
 
     def check(self, facts: TaskFacts) -> None:
         if self.weights is not None and self.weights.suffix.lower() not in SUFFIXES:
@@ -131,7 +129,7 @@ class HandedOver(Attack):
         for trigger in self.triggers:
             trigger.check(facts)
         for path in self.poisoned:
-            _check_poisoned(path, facts, self.size)
+            _check_poisoned(path, facts)
         titles = [backdoor.name for backdoor in self.backdoors]
         for title in titles:
             if titles.count(title) > 1:
@@ -174,17 +172,16 @@ def _wanted(path: Path, _content: str) -> tuple[int, ...]:
     return found
 
 
-def _images(path: Path, target: int, size: tuple[int, int] | None) -> ImageSet:
+def _images(path: Path, target: int) -> ImageSet:
     """The images that should yield `target`; nobody knows their true classes."""
     images, labels = read_images(path)
     chosen: Tensor = images[labels == target]
-    chosen = chosen if size is None else resized(chosen, size)
     return ImageSet.of(chosen, torch.full((len(chosen),), -1))
 
 
-def _check_poisoned(path: Path, facts: TaskFacts, size: tuple[int, int] | None) -> None:
+def _check_poisoned(path: Path, facts: TaskFacts) -> None:
     shape, labels = read_labels(path)
-    if (shape if size is None else (shape[0], *size)) != facts.shape:
+    if shape != facts.shape:
         raise SettingError(
             f"{path}: images of {list(shape)} [C, H, W], and those of {facts.name} are {list(facts.shape)}"
         )

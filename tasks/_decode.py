@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 
 from gauntlet.errors import DataError
@@ -23,7 +22,7 @@ from gauntlet.task import RawTask
 
 from ._download import one_line
 
-__all__ = ["SUFFIXES", "Box", "Encoded", "Labelled", "Size", "cropped", "decode", "raw_task", "sides"]
+__all__ = ["SUFFIXES", "Box", "Encoded", "Labelled", "cropped", "decode", "raw_task"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp"})
 """The files that are taken for images, lower case."""
@@ -35,14 +34,6 @@ _MAX_ENCODED = 1 << 26
 _MAX_PIXELS = 1 << 24
 _MAX_TOTAL = 1 << 36
 _CHUNK = 256
-
-_MAX_SIDE = 1 << 12
-
-Size: TypeAlias = (
-    Annotated[int, Field(ge=1, le=_MAX_SIDE)]
-    | tuple[Annotated[int, Field(ge=1, le=_MAX_SIDE)], Annotated[int, Field(ge=1, le=_MAX_SIDE)]]
-)
-"""A setting: the side of a square, or [height, width], in pixels."""
 
 Box: TypeAlias = tuple[int, int, int, int]
 """Left, upper, right and lower edge in pixels; the right and the lower one are outside."""
@@ -73,7 +64,7 @@ def raw_task(
     test: Labelled | None,
     class_names: tuple[str, ...],
     provenance: str,
-    size: Size | None,
+    size: int | None,
     channels: int | None,
 ) -> RawTask:
     """The task that these images make; all are decoded together, so that they get one shape."""
@@ -86,23 +77,17 @@ def raw_task(
     return RawTask(images[:count], labels, class_names, provenance, images[count:], test_labels)
 
 
-def sides(size: Size | None) -> tuple[int, int] | None:
-    """Height and width."""
-    return (size, size) if isinstance(size, int) else size
-
-
-def decode(items: Sequence[Encoded], size: Size | None = None, channels: int | None = None) -> Tensor:
+def decode(items: Sequence[Encoded], size: int | None = None, channels: int | None = None) -> Tensor:
     """uint8 [N, C, H, W] of the images in their order, N >= 1.
 
-    size resizes each (bilinear); without it all must have the first one's size. channels (1 or 3)
+    size resizes each to size x size (bilinear); without it all must have the first one's size. channels (1 or 3)
     converts; without it one colour image makes all of them colour. DataError names the first one that won't do.
     """
-    wanted = sides(size)
-    colours, height, width = _pixels(items[0], wanted, channels).shape
+    colours, height, width = _pixels(items[0], size, channels).shape
     try:
-        decoded = _decode_as(items, (colours, height, width), wanted, channels)
+        decoded = _decode_as(items, (colours, height, width), size, channels)
     except _ColourFoundError:
-        decoded = _decode_as(items, (3, height, width), wanted, channels)
+        decoded = _decode_as(items, (3, height, width), size, channels)
     return torch.from_numpy(decoded)
 
 
@@ -111,7 +96,7 @@ class _ColourFoundError(Exception):
 
 
 def _decode_as(
-    items: Sequence[Encoded], shape: tuple[int, int, int], size: tuple[int, int] | None, channels: int | None
+    items: Sequence[Encoded], shape: tuple[int, int, int], size: int | None, channels: int | None
 ) -> npt.NDArray[np.uint8]:
     needed = len(items) * shape[0] * shape[1] * shape[2]
     if needed > _MAX_TOTAL:
@@ -135,7 +120,7 @@ def _decode_as(
     return decoded
 
 
-def _pixels(item: Encoded, size: tuple[int, int] | None, channels: int | None) -> npt.NDArray[np.uint8]:
+def _pixels(item: Encoded, size: int | None, channels: int | None) -> npt.NDArray[np.uint8]:
     """uint8 [1 or 3, H, W]."""
     try:
         with Image.open(_stream(item), formats=_FORMATS) as image:
@@ -146,8 +131,8 @@ def _pixels(item: Encoded, size: tuple[int, int] | None, channels: int | None) -
             plain = _converted(image, "L" if grey else "RGB")
             if item.box is not None:
                 plain = cropped(plain, item.box, item.where)
-            if size is not None and plain.size != (size[1], size[0]):
-                plain = plain.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            if size is not None and plain.size != (size, size):
+                plain = plain.resize((size, size), Image.Resampling.BILINEAR)
             pixels = np.asarray(plain, dtype=np.uint8)
     except DataError:
         raise

@@ -11,10 +11,11 @@ from typing import ClassVar, Literal
 
 from gauntlet.errors import DataError
 from gauntlet.plugin import task
+from gauntlet.settings import Count
 from gauntlet.task import LoadContext, RawTask, TaskSource
 
 from ._classes import Classes
-from ._decode import SUFFIXES, Encoded, Labelled, Size, raw_task
+from ._decode import SUFFIXES, Encoded, Labelled, raw_task
 
 _TEST_NAMES = ("test", "validation", "valid", "val")
 
@@ -25,9 +26,9 @@ class Folder(TaskSource):
     """A folder for each class: PATH/train/CLASS/* and PATH/test/CLASS/*, or PATH/CLASS/* and a test set split off.
 
     The layout of torchvision's ImageFolder. Hidden files and files that are no images are passed over. size resizes
-    to a square or to [height, width], channels converts to grey (1) or colour (3); by default the images say both.
-    test: another folder of class folders, which is the test set. clean_only: the clean images of a model that somebody
-    handed over: nobody trains on them from scratch.
+    to size x size, channels converts to grey (1) or colour (3); by default the images say both. test: another folder
+    of class folders, which is the test set. clean_only: the clean images of a model that somebody handed over: nobody
+    trains on them from scratch.
 
     Classes are numbered in the folders' alphabetical order. classes: how many there are, for a model whose classes do
     not all occur: folders that are called by numbers, zeros in front allowed, then have them for labels.
@@ -36,7 +37,7 @@ class Folder(TaskSource):
     reads: ClassVar[tuple[str, ...]] = ("/",)
 
     path: Path
-    size: Size | None = None
+    size: Count | None = None
     channels: Literal[1, 3] | None = None
     test: Path | None = None
     clean_only: bool = False

@@ -8,12 +8,10 @@ from typing import ClassVar
 
 from gauntlet.errors import DataError
 from gauntlet.formats.hdf5_images import Layout, ValueRange, read_images
-from gauntlet.formats.pictures import resized
 from gauntlet.plugin import task
 from gauntlet.task import LoadContext, RawTask, TaskSource
 
 from ._classes import Classes, class_count
-from ._decode import Size, sides
 
 
 @task
@@ -24,8 +22,7 @@ class H5(TaskSource):
     layout and value_range say how the images lie and which values they have, where the file leaves it open
     (`gauntlet.formats.hdf5_images`). test: a second file, which is the test set; without it the engine splits one off.
     clean_only: the clean images of a model that somebody handed over: nobody trains on them from scratch. classes:
-    how many there are, where the highest does not occur; by default one more than the highest label. size: resize the
-    images to a square or to [height, width] (bilinear).
+    how many there are, where the highest does not occur; by default one more than the highest label.
     """
 
     reads: ClassVar[tuple[str, ...]] = (".h5", ".hdf5")
@@ -38,7 +35,6 @@ class H5(TaskSource):
     test: Path | None = None
     clean_only: bool = False
     classes: Classes | None = None
-    size: Size | None = None
 
     def files(self) -> tuple[Path, ...]:
         """The one or two files."""
@@ -49,8 +45,6 @@ class H5(TaskSource):
         parts = [
             read_images(file, self.image_key, self.label_key, self.layout, self.value_range) for file in self.files()
         ]
-        if (size := sides(self.size)) is not None:
-            parts = [(resized(images, size), labels) for images, labels in parts]
         shapes = [list(images.shape[1:]) for images, _ in parts]
         if shapes[-1] != shapes[0]:
             raise DataError(

@@ -41,7 +41,7 @@ def add_audit(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="FILE", help="Keras .h5, ONNX, .safetensors or .pt")
+    add("--model", type=Path, required=True, metavar="FILE", help="Keras .h5, .safetensors or .pt")
     add("--clean", required=True, metavar="DATA", help="clean images: an .h5 file, a folder of classes, or TASK:PATH")
     add("--network", default="", metavar="NAME", help="the architecture, where the file holds weights alone")
     add("--test", type=Path, metavar="DATA", help="clean images for the evaluator (otherwise half of --clean)")
@@ -51,7 +51,6 @@ def add_audit(commands: Any) -> None:
     add("--trigger", action="append", default=[], metavar="PNG@X,Y[:TARGET]", help="a suspected trigger; repeatable")
     add("--input-range", choices=("0..1", "0..255"), default="0..1", help="what the model takes pixels as (0..1)")
     add("--classes", type=int, default=0, metavar="N", help="number of classes (otherwise the file or the data say it)")
-    _resize(parser)
     add("--suite", default="audit", metavar="NAME", help="suite that lists the defenses (audit)")
     add("--only", action="append", default=[], metavar="DEFENSE", help="only this defense of the suite; repeatable")
     add("--reserve", type=int, default=0, metavar="N", help="clean images for the defender (otherwise all of its part)")
@@ -93,19 +92,8 @@ def add_eval(commands: Any) -> None:
         "--input-range", choices=("0..1", "0..255"), default="0..1", help="what the model takes pixels as"
     )
     parser.add_argument("--classes", type=int, default=0, metavar="N", help="number of classes")
-    _resize(parser)
     _plugin(parser)
     parser.set_defaults(command=_eval)
-
-
-def _resize(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--resize",
-        nargs="?",
-        const="",
-        metavar="HxW",
-        help="resize images of another size (bilinear) to the model's, or to this one",
-    )
 
 
 def _plugin(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +116,7 @@ def _audit(chosen: argparse.Namespace) -> int:
     from rich.console import Console
 
     from gauntlet.audit.report import headline, write_audit
-    from gauntlet.audit.request import Request, parse_size, parse_trigger
+    from gauntlet.audit.request import Request, parse_trigger
     from gauntlet.audit.run import perform
     from gauntlet.audit.setup import open_audit
     from gauntlet.results import ResultsWriter, new_folder
@@ -148,7 +136,6 @@ def _audit(chosen: argparse.Namespace) -> int:
         reserve=_positive("--reserve", chosen.reserve),
         min_clean=chosen.min_clean_accuracy,
         max_asr=chosen.max_asr,
-        resize=None if chosen.resize is None else parse_size(chosen.resize),
     )
     options = options_from(lambda dest: vars(chosen).get(dest))
     console = Console(highlight=False)
@@ -217,7 +204,6 @@ def _predict(chosen: argparse.Namespace) -> int:
 
 def _eval(chosen: argparse.Namespace) -> int:
     from gauntlet.audit.inputs import accuracy
-    from gauntlet.audit.request import parse_size
     from gauntlet.registry import Registry
 
     try:
@@ -228,7 +214,6 @@ def _eval(chosen: argparse.Namespace) -> int:
             network=chosen.network,
             input_range=chosen.input_range,
             classes=_positive("--classes", chosen.classes),
-            resize=None if chosen.resize is None else parse_size(chosen.resize),
         )
     except RecursionError as error:
         raise GauntletError(f"{chosen.model} is nested too deep") from error

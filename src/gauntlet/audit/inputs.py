@@ -60,24 +60,12 @@ def one_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False) 
 
 
 def accuracy(
-    registry: Registry,
-    data: str,
-    model: Path,
-    *,
-    network: str = "",
-    input_range: str = "0..1",
-    classes: int = 0,
-    resize: tuple[int, int] | None = None,
+    registry: Registry, data: str, model: Path, *, network: str = "", input_range: str = "0..1", classes: int = 0
 ) -> float:
-    """The share of the images of `data` whose label the model, a file or a bundle, gives. Raises GauntletError.
-
-    resize: as `Request` has it.
-    """
+    """The share of the images of `data` whose label the model, a file or a bundle, gives. Raises GauntletError."""
     if model.is_dir():
-        return _bundle_accuracy(open_bundle(model, registry), data, registry, resize)
-    request = Request(
-        model, data, network=network, input_range=input_range, classes=classes, only=("none",), resize=resize
-    )
+        return _bundle_accuracy(open_bundle(model, registry), data, registry)
+    request = Request(model, data, network=network, input_range=input_range, classes=classes, only=("none",))
     audit = open_audit(request, Options(), _ignore, Silent())
     case = audit.session.cases[0]
     tools = tools_for(case, case.seeds[0], audit.session.context)
@@ -90,16 +78,12 @@ def accuracy(
     return right / total
 
 
-def _bundle_accuracy(bundle: Bundle, data: str, registry: Registry, resize: tuple[int, int] | None) -> float:
-    size = bundle.shape[1:] if resize == (0, 0) else resize
-    entry = task_entry(data, None, bundle.classes, registry, size)
+def _bundle_accuracy(bundle: Bundle, data: str, registry: Registry) -> float:
+    entry = task_entry(data, None, bundle.classes, registry)
     source: TaskSource = registry.build(Kind.TASK, entry.name, entry.settings)
     raw = source.load(LoadContext(Options().data_dir, offline=True))
     if tuple(raw.images.shape[1:]) != bundle.shape:
-        raise DataError(
-            f"{data} holds images {list(raw.images.shape[1:])}, the bundle takes {list(bundle.shape)}; --resize makes "
-            "them fit"
-        )
+        raise DataError(f"{data} holds images {list(raw.images.shape[1:])}, the bundle takes {list(bundle.shape)}")
     right = sum(
         int((bundle.predict(raw.images[part]) == raw.labels[part]).sum()) for part in chunks(len(raw.images), 256)
     )

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from gauntlet.errors import SettingError
 
-__all__ = ["Request", "Suspicion", "parse_size", "parse_trigger"]
-
-_MAX_SIDE = 1 << 12
+__all__ = ["Request", "Suspicion", "parse_trigger"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +27,7 @@ class Request:
     """An audit. clean: a file, a folder or NAME:PATH of a task. network: the architecture whose weights `model` holds,
     '' where the file describes it. classes: 0 where the model or the data say it. min_clean, max_asr: the gate that a
     repair must pass to be exported; min_clean None: at most five points below the model as it is. only: names of
-    defenses, all of the suite's where empty. reserve: clean images for the defender, 0 for all that there are. resize:
-    the height and width that images of another size are made to fit; None: they are refused; (0, 0): what the model's
-    own file says.
+    defenses, all of the suite's where empty. reserve: clean images for the defender, 0 for all that there are.
     """
 
     model: Path
@@ -47,17 +43,6 @@ class Request:
     reserve: int = 0
     min_clean: float | None = None
     max_asr: float = 0.1
-    resize: tuple[int, int] | None = None
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`HEIGHTxWIDTH`; (0, 0) for "", the model's own. Raises SettingError for anything else."""
-    if not text:
-        return 0, 0
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isascii() and part.isdecimal() and 0 < int(part) <= _MAX_SIDE for part in parts):
-        raise SettingError(f"--resize {text}: legal: HEIGHTxWIDTH in pixels, as in 55x47, or nothing: the model's size")
-    return int(parts[0]), int(parts[1])
 
 
 def parse_trigger(text: str) -> Suspicion:

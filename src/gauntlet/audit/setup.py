@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def open_audit(request: Request, options: Options, warn: Warn, progress: Progres
     suite = read_suite(find_suite(request.suite, suite_folders()))
     registry = context.registry
     architecture, weights = _model(request, registry)
-    request, task = _task(request, registry, architecture)
+    task = _task(request, registry, architecture)
     found = tuple((trigger, float("nan")) for trigger in request.triggers)
 
     def made(triggers: tuple[Suspicion, ...]) -> list[tuple[Case, TaskFacts]]:
@@ -101,25 +101,14 @@ def _model(request: Request, registry: Registry) -> tuple[Entry, Path | None]:
     return Entry(name=name, settings=settings), None
 
 
-def _task(request: Request, registry: Registry, architecture: Entry) -> tuple[Request, Entry]:
-    """The clean images, and the request with the size that they are resized to, if any."""
+def _task(request: Request, registry: Registry, architecture: Entry) -> Entry:
     built: Architecture = registry.build(Kind.MODEL, architecture.name, architecture.settings)
     declared = built.declared()
-    if request.resize == (0, 0):
-        if declared is None:
-            raise SettingError(f"--resize: {request.model} doesn't say its size; give --resize HEIGHTxWIDTH")
-        request = replace(request, resize=declared[0][1:])
-    classes = request.classes or (declared[1] if declared else 0)
-    return request, task_entry(request.clean, request.test, classes, registry, request.resize)
+    return task_entry(request.clean, request.test, request.classes or (declared[1] if declared else 0), registry)
 
 
-def task_entry(
-    text: str, test: Path | None, classes: int, registry: Registry, size: tuple[int, int] | None = None
-) -> Entry:
-    """The task of clean images that `text` names: a file, a folder or NAME:PATH; classes: 0 where the data say it.
-
-    size: the height and width that the images are resized to.
-    """
+def task_entry(text: str, test: Path | None, classes: int, registry: Registry) -> Entry:
+    """The task of clean images that `text` names: a file, a folder or NAME:PATH; classes: 0 where the data say it."""
     name, colon, path = text.partition(":")
     if not colon or name not in registry.classes(Kind.TASK):
         place = Path(text)
@@ -135,10 +124,6 @@ def task_entry(
         settings["test"] = str(test)
     if classes:
         settings["classes"] = classes
-    if size is not None:
-        if "size" not in {field.name for field in fields(registry.get(Kind.TASK, name))}:
-            raise SettingError(f"--resize: the task {name} can't resize its images")
-        settings["size"] = list(size)
     return Entry(name=name, settings=settings)
 
 
@@ -159,8 +144,6 @@ def _handed_over(request: Request, weights: Path | None, triggers: tuple[Suspici
             settings["input_range"] = request.input_range
     if request.poisoned:
         settings["poisoned"] = [str(path) for path in request.poisoned]
-        if request.resize is not None:
-            settings["size"] = list(request.resize)
     if triggers:
         settings["triggers"] = [
             {
@@ -201,7 +184,6 @@ def _cases(
             f"--reserve {request.reserve}: the defender's part holds {known.reserve_size} images; legal: 1 to "
             f"{known.reserve_size}"
         )
-    _check_size(request, found[0].architecture, known)
     found[0].architecture.check(known)
     found[0].attack.check(known)
     recipe = build(Recipe, suite.recipe, f"{suite.file}, recipe")
@@ -220,16 +202,6 @@ def _cases(
                 seeds=options.seeds or suite.seeds,
             ),
             known,
-        )
-
-
-def _check_size(request: Request, architecture: Architecture, known: TaskFacts) -> None:
-    declared = architecture.declared()
-    if declared is not None and declared[0][0] == known.shape[0] and declared[0][1:] != known.shape[1:]:
-        (_, height, width), (_, high, wide) = declared[0], known.shape
-        raise SettingError(
-            f"{request.clean}: the images are {high} high and {wide} wide, {request.model} takes {height} high and "
-            f"{width} wide; --resize makes them fit"
         )
 
 

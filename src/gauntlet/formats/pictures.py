@@ -9,30 +9,16 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from gauntlet.errors import DataError
-from gauntlet.images import chunks
 
-__all__ = ["read_folder", "read_overlay", "resized"]
+__all__ = ["read_folder", "read_overlay"]
 
 _PIXELS = 1 << 22
 _BYTES = 1 << 25
 _FILES = 100_000
-_AT_ONCE = 256
 _KINDS = ("PNG", "JPEG")
 _GREY = ("1", "L", "I", "I;16")
-
-
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 [N, C, H, W] to (height, width): bilinear, with a wider filter where they shrink, as Pillow does it."""
-    if tuple(images.shape[2:]) == size:
-        return images
-    made = images.new_empty(*images.shape[:2], *size)
-    for part in chunks(len(images), _AT_ONCE):
-        levels = interpolate(images[part].float(), size, mode="bilinear", antialias=True)
-        made[part] = levels.round_().clamp_(0, 255).to(torch.uint8)
-    return made
 
 
 def read_overlay(path: Path) -> Tensor:
