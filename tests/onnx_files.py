@@ -23,7 +23,7 @@ def node(kind: str, inputs: str, output: str, name: str = "", **attributes: Any)
     return library().helper.make_node(kind, inputs.split(" "), [output], name, **attributes)
 
 
-def drawn(seed: int, **shapes: tuple[int, ...]) -> dict[str, Array]:
+def drawn(seed: int, **shapes: tuple[int, ...]) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
     return {name: (generator.standard_normal(shape) / 9).astype(np.float32) for name, shape in shapes.items()}
 
@@ -88,12 +88,11 @@ _KINDS = {
 def _settings(module: nn.Module) -> dict[str, Any]:
     match module:
         case nn.Conv2d():
-            high, wide = module.padding
-            return {"pads": [int(high), int(wide), int(high), int(wide)]}
+            return {"pads": [int(side) for side in module.padding] * 2}
         case nn.BatchNorm2d():
             return {"epsilon": module.eps}
         case nn.MaxPool2d():
-            return {"kernel_shape": [int(module.kernel_size)] * 2, "strides": [int(module.stride)] * 2}
+            return {"kernel_shape": [module.kernel_size] * 2, "strides": [module.stride] * 2}
         case nn.Linear():
             return {"transB": 1}
     return {}

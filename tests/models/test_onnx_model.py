@@ -59,10 +59,10 @@ FLAT = node("Flatten", "c", "f", "flat")
 ARRAYS = drawn(0, w=(5, 3, 3, 3), b=(5,), m=(4, 495), r=(4,))
 
 
-def ending(*nodes: Any, source: str = "c", side: int = 495, seed: int = 3, **arrays: Array) -> tuple[list[Any], Any]:
+def ending(*nodes: Any, source: str = "c", side: int = 495, **arrays: Any) -> tuple[list[Any], Any]:
     """`nodes` from the convolution's output c to `source`, flattened, with a dense layer behind."""
     tail = [node("Flatten", source, "f", "flat"), GEMM]
-    return [CONV, *nodes, *tail], ARRAYS | drawn(seed, m=(4, side)) | arrays
+    return [CONV, *nodes, *tail], ARRAYS | drawn(3, m=(4, side)) | arrays
 
 
 def whole(*numbers: int) -> Array:
@@ -209,7 +209,7 @@ def test_it_is_traced_copied_and_trained(tmp_path: Path) -> None:
         normalised = network.normalise(given)
         maps = parts.front(normalised)
         torch.testing.assert_close(parts.rest(*maps), network.body(normalised))
-    network.train()(given).sum().backward()  # type: ignore[no-untyped-call]
+    network.train()(given).sum().backward()
     assert all(item.grad is not None and item.grad.abs().sum() > 0 for item in network.parameters())
 
 
@@ -273,7 +273,7 @@ def _huge(made: Any) -> None:
     made.graph.initializer[0].dims[:] = [1 << 20, 1 << 20, 3, 3]
 
 
-def _between(*nodes: Any, source: str = "x", opset: int = 17, **arrays: Array) -> Any:
+def _between(*nodes: Any, source: str = "x", opset: int = 17, **arrays: Any) -> Any:
     return proto([CONV, *nodes, node("Flatten", source, "f"), GEMM], ARRAYS | arrays, opset=opset)
 
 

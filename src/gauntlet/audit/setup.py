@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -14,7 +15,7 @@ from gauntlet.attack import Attack
 from gauntlet.audit.request import Request, Suspicion
 from gauntlet.case import Case
 from gauntlet.dataset import facts
-from gauntlet.errors import SettingError, nearest
+from gauntlet.errors import DataError, SettingError, nearest
 from gauntlet.expansion import cells
 from gauntlet.facts import TaskFacts
 from gauntlet.mounting import mount
@@ -31,9 +32,11 @@ from gauntlet.suite import Entry, Suite, find_suite, read_suite
 from gauntlet.testsets import TestSets
 from gauntlet.training import predict
 
-__all__ = ["Audit", "open_audit", "task_entry"]
+__all__ = ["Audit", "check_fit", "fitting", "open_audit", "task_entry"]
 
 Warn = Callable[[str], None]
+Shape: TypeAlias = tuple[int, int, int]
+Declared: TypeAlias = tuple[Shape, int] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +62,14 @@ def open_audit(request: Request, options: Options, warn: Warn, progress: Progres
     suite = read_suite(find_suite(request.suite, suite_folders()))
     registry = context.registry
     architecture, weights = _model(request, registry)
-    task = _task(request, registry, architecture)
+    declared = _declared(registry, architecture)
+    task = _task(request, registry, declared)
     found = tuple((trigger, float("nan")) for trigger in request.triggers)
 
     def made(triggers: tuple[Suspicion, ...]) -> list[tuple[Case, TaskFacts]]:
-        settings = _handed_over(request, weights, triggers)
+        settings = _handed_over(request, weights, triggers, task.settings.get("size"))
         attack = Entry(name=suite.attacks[0].name, settings=suite.attacks[0].settings | settings)
-        return list(_cases(request, suite, options, context, (task, architecture, attack)))
+        return list(_cases(request, suite, options, context, (task, architecture, attack), declared))
 
     if any(trigger.target is None for trigger in request.triggers):
         progress.step("looking where the triggers lead")
@@ -75,7 +79,10 @@ def open_audit(request: Request, options: Options, warn: Warn, progress: Progres
     cases = tuple(case for case, _ in pairs)
     settle(cases)
     # Weights that don't fit must be said before anything is written.
-    mount(cases[0].attack, tools_for(cases[0], cases[0].seeds[0], context))
+    try:
+        mount(cases[0].attack, tools_for(cases[0], cases[0].seeds[0], context))
+    except DataError as error:
+        raise _hinted(error, request, pairs[0][1]) from None
     return Audit(
         request, Session(context, cases, {case.task_name: known for case, known in pairs}, (), timestamp()), found
     )
@@ -101,10 +108,33 @@ def _model(request: Request, registry: Registry) -> tuple[Entry, Path | None]:
     return Entry(name=name, settings=settings), None
 
 
-def _task(request: Request, registry: Registry, architecture: Entry) -> Entry:
+def _declared(registry: Registry, architecture: Entry) -> Declared:
     built: Architecture = registry.build(Kind.MODEL, architecture.name, architecture.settings)
-    declared = built.declared()
-    return task_entry(request.clean, request.test, request.classes or (declared[1] if declared else 0), registry)
+    return built.declared()
+
+
+def _task(request: Request, registry: Registry, declared: Declared) -> Entry:
+    classes = request.classes or (declared[1] if declared else 0)
+    size = request.input_size or (declared[0][1:] if declared else None)
+    if request.resize and size is None:
+        raise SettingError(
+            f"--resize: {request.model} doesn't say what size its images have; give --input-size as well"
+        )
+    if request.input_size and not request.resize:
+        raise SettingError("--input-size says what --resize makes of the images; give --resize as well")
+    entry = task_entry(request.clean, request.test, classes, registry)
+    return fitting(entry, registry, size, declared[0][0] if declared else None) if request.resize and size else entry
+
+
+def fitting(entry: Entry, registry: Registry, size: tuple[int, int], channels: int | None) -> Entry:
+    """The task with its images resized and, where they are picture files, with the model's number of channels."""
+    known = {field.name for field in dataclasses.fields(registry.get(Kind.TASK, entry.name))}
+    if "size" not in known:
+        raise SettingError(f"--resize: the task {entry.name} can't resize its images; legal: h5, folder")
+    made: dict[str, Any] = {"size": list(size)}
+    if channels in (1, 3) and "channels" in known:
+        made["channels"] = channels
+    return entry.model_copy(update={"settings": entry.settings | made})
 
 
 def task_entry(text: str, test: Path | None, classes: int, registry: Registry) -> Entry:
@@ -136,8 +166,10 @@ def _readable(registry: Registry) -> str:
     return ", ".join("a folder" if suffix == "/" else f"*{suffix}" for suffix in known)
 
 
-def _handed_over(request: Request, weights: Path | None, triggers: tuple[Suspicion, ...]) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
+def _handed_over(
+    request: Request, weights: Path | None, triggers: tuple[Suspicion, ...], size: list[int] | None
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {"size": size} if size and request.poisoned else {}
     if weights is not None:
         settings["weights"] = str(weights)
         if request.input_range != "0..1":
@@ -166,7 +198,12 @@ def _names(triggers: tuple[Suspicion, ...]) -> Iterator[str]:
 
 
 def _cases(
-    request: Request, suite: Suite, options: Options, context: Context, parts: tuple[Entry, Entry, Entry]
+    request: Request,
+    suite: Suite,
+    options: Options,
+    context: Context,
+    parts: tuple[Entry, Entry, Entry],
+    declared: Declared,
 ) -> Iterator[tuple[Case, TaskFacts]]:
     """The suite's cases on the user's files, and the facts of the clean images."""
     task, architecture, attack = parts
@@ -179,6 +216,8 @@ def _cases(
     found = cells(suite.model_copy(update=places), context.registry)
     source, name = found[0].task.source, Path(task.settings["path"]).name
     known = facts(source, name, context.store, context.load, context.progress.step)
+    if declared is not None:
+        check_fit(request.clean, known.shape, request.model, declared[0])
     if request.reserve > known.reserve_size:
         raise SettingError(
             f"--reserve {request.reserve}: the defender's part holds {known.reserve_size} images; legal: 1 to "
@@ -203,6 +242,25 @@ def _cases(
             ),
             known,
         )
+
+
+def check_fit(data: str, shape: Shape, model: Path, wanted: Shape) -> None:
+    """Raise SettingError when images of `shape` aren't those of `wanted` (C, H, W) that the model takes."""
+    if shape != wanted:
+        given, taken = (f"{height}x{width} with {channels} channels" for channels, height, width in (shape, wanted))
+        hint = "; --resize makes them fit" if shape[0] == wanted[0] else ""
+        raise SettingError(f"{data}: its images are {given}, and {model} takes {taken}{hint}")
+
+
+def _hinted(error: DataError, request: Request, known: TaskFacts) -> DataError:
+    """What weights that don't fit may mean."""
+    if not request.network or request.resize or "has the shape" not in str(error):
+        return error
+    channels, height, width = known.shape
+    return DataError(
+        f"{error}, for the images of {request.clean}, {height}x{width} with {channels} channels; if the model takes "
+        "another size: --resize --input-size HEIGHTxWIDTH"
+    )
 
 
 def _aimed(triggers: tuple[Suspicion, ...], case: Case, context: Context) -> Iterator[tuple[Suspicion, float]]:
