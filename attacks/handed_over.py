@@ -16,7 +16,7 @@ from gauntlet.attack import Attack, Backdoor, Family, Mounted, unchanged
 from gauntlet.errors import DataError, SettingError
 from gauntlet.facts import TaskFacts
 from gauntlet.files import content
-from gauntlet.formats.hdf5_images import read_images, read_labels
+from gauntlet.formats.hdf5_images import check_images, read_images, read_labels
 from gauntlet.formats.pictures import read_overlay
 from gauntlet.formats.states import SUFFIXES, load_weights
 from gauntlet.images import Images, ImageSet
@@ -173,6 +173,12 @@ def _wanted(path: Path, _content: str) -> tuple[int, ...]:
     return found
 
 
+@lru_cache(maxsize=64)
+def _checked(path: Path, _content: str) -> None:
+    """Values that no image has must be said before anything runs."""
+    check_images(path)
+
+
 def _images(path: Path, target: int, size: tuple[int, int] | None) -> ImageSet:
     """The images that should yield `target`; nobody knows their true classes."""
     images, labels = read_images(path, size=size)
@@ -181,6 +187,7 @@ def _images(path: Path, target: int, size: tuple[int, int] | None) -> ImageSet:
 
 
 def _check_poisoned(path: Path, facts: TaskFacts, size: tuple[int, int] | None) -> None:
+    _checked(path, content(path))
     shape, labels = read_labels(path)
     if (shape[0], *(size or shape[1:])) != facts.shape:
         hint = "; give the `size` to resize them" if size is None and shape[0] == facts.shape[0] else ""

@@ -17,7 +17,7 @@ from gauntlet.formats.hdf5 import DATA_LIMIT, Form, Hdf5, opened
 from gauntlet.formats.pictures import resized
 from gauntlet.images import chunks
 
-__all__ = ["Layout", "ValueRange", "read_images", "read_labels"]
+__all__ = ["Layout", "ValueRange", "check_images", "read_images", "read_labels"]
 
 Layout: TypeAlias = Literal["auto", "nchw", "nhwc"]
 ValueRange: TypeAlias = Literal["auto", "0..1", "0..255"]
@@ -58,6 +58,14 @@ def read_images(
                 )
         read = images.read(images.scale(value_range))
         return (read if size is None else resized(read, size)), labels
+
+
+def check_images(path: Path) -> None:
+    """Raise DataError where `read_images` would, without keeping the images."""
+    with opened(path) as file:
+        images = _Images.of(file, "data", "auto")
+        _labels(file, "label", "data", images.count)
+        images.scale("auto")
 
 
 def read_labels(
