@@ -312,6 +312,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "shapes that contradict": (_poisoned("m", np.zeros((4, 7), np.float32)), "its shapes don't fit together: "),
     "a kernel that isn't its weights'": (_changed(lambda made: made.graph.node[0].attribute.append(library().helper.make_attribute("kernel_shape", [1 << 20, 1 << 20]))), r"shapes don't fit together|kernel_shape is not that of its weights"),
     "a bomb of padding": (_between(node("Pad", "c pads", "x", "bomb"), node("GlobalAveragePool", "x", "y"), source="y", m=np.zeros((4, 5), np.float32), pads=whole(0, 0, 1 << 20, 1 << 20, 0, 0, 0, 0)), r"node bomb \(Pad\): it would give \[5, 1048587, 1048585\] values an image"),
+    "a bias of another size": (_poisoned("b", np.zeros(4, np.float32)), "shapes don't fit together|the model can't be run|node conv"),
     "computed weights": (proto([node("Relu", "w", "w2"), node("Conv", "images w2", "c", "conv", pads=[1, 1, 1, 1]), FLAT, GEMM], ARRAYS), r"node conv \(Conv\): its weights are computed"),
     "computed padding": (_between(node("Shape", "images", "s"), node("Concat", "s s", "pads", axis=0), node("Pad", "c pads", "x", "pad")), r"node pad \(Pad\): "),
     "a batch as one image": (_between(node("Reshape", "c shape", "x", "mix"), shape=whole(1, -1)), r"node mix \(Reshape\): it makes \[1, 48015\] of a batch of 97|shapes don't fit"),
@@ -333,6 +334,39 @@ def test_a_bad_file_is_refused_in_one_sentence(name: str, tmp_path: Path) -> Non
         OnnxModel(path).check(facts())
     assert "bad.onnx" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """protobuf hands such a name over as bytes."""
+    made = proto([CONV, FLAT, GEMM], ARRAYS).SerializeToString()
+    assert made.count(b"conv") == 1
+    (tmp_path / "m.onnx").write_bytes(made.replace(b"conv", b"c\xff\xfev"))
+    (tmp_path / "bad.onnx").write_bytes(made.replace(b"conv", b"c\xff\xfev").replace(b"Conv", b"Con\xff"))
+
+    assert built(tmp_path / "m.onnx").last_conv() == "c__v"
+    with pytest.raises(DataError, match=r"bad\.onnx"):
+        built(tmp_path / "bad.onnx")
+
+
+def test_what_was_changed_at_random_is_read_or_refused(tmp_path: Path) -> None:
+    """Twenty thousand such files, made once, gave the two cases above."""
+    random = np.random.default_rng(0)
+    path = tmp_path / "m.onnx"
+    forms = [proto(nodes, arrays, opset=opset).SerializeToString() for nodes, arrays, opset in GOOD.values()]
+    said: list[str] = []
+    for _ in range(400):
+        changed = bytearray(forms[random.integers(len(forms))])
+        for _ in range(random.integers(1, 4)):
+            # The graph stands at the start and at the end, and the arrays between.
+            place = int(random.choice([random.integers(700), len(changed) - 1 - random.integers(300)]))
+            changed[place] ^= 1 << int(random.integers(8))
+        path.write_bytes(changed)
+        try:
+            OnnxModel(path).check(facts())
+        except GauntletError as error:
+            said.append(str(error))
+    assert 100 < len(said) < 400
+    assert all("m.onnx" in message and "\n" not in message for message in said)
 
 
 def test_a_file_that_is_absent_or_too_large(tmp_path: Path) -> None:

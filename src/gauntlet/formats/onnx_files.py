@@ -87,8 +87,9 @@ def library(name: str) -> Any:
         raise DataError("reading ONNX models needs onnx and onnx2torch: pip install backdoor-gauntlet[onnx]") from None
 
 
-def shown(text: str, most: int = 60) -> str:
-    """A name of the file on one line of a message."""
+def shown(name: str | bytes, most: int = 60) -> str:
+    """A name of the file on one line of a message; protobuf gives bytes where it is no text."""
+    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
     plain = "".join(letter if letter.isprintable() else "?" for letter in text)
     return plain if len(plain) <= most else f"{plain[: most - 3]}..."
 
