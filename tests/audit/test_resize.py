@@ -220,3 +220,41 @@ def test_too_many_pixels_are_refused_before_they_are_made(here: Path, capsys: py
 
     assert code == 2
     assert "many.h5: 40 images of 16384x16384 would have 32,212,254,720 bytes; legal: at most 8,589,934,592" in errors
+
+
+def test_the_clean_images_task_takes_settings(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Values up to 1 that are meant as 0..255, under names of their own."""
+    with h5py.File(here / "dark.h5", "w") as file:
+        file["pictures"] = np.random.default_rng(3).integers(0, 2, (60, 3, 8, 6)).astype(np.float32)
+        file["classes"] = np.arange(60) % 3
+    names = ("--data-setting=image_key=pictures", "--data-setting=label_key=classes")
+    accuracies = set()
+    for value_range in ("0..1", "0..255"):
+        code, out, errors = run(
+            here, capsys, "eval", "@dark.h5", "@net.h5", *names, f"--data-setting=value_range={value_range}"
+        )
+        assert code == 0, errors
+        accuracies.add(out)
+
+    # The same images once bright, once nearly black, to a network that has never learnt anything.
+    assert len(accuracies) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("value_range", "legal: NAME=VALUE"),
+        ("=1", "legal: NAME=VALUE"),
+        ("path=x.h5", "path is said by --clean"),
+        ("size=8", "size is said by --resize"),
+        ("value_rang=0..1", "did you mean value_range"),
+        ("value_range=0..2", "setting value_range = '0..2'"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(
+    setting: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, errors = run(here, capsys, "eval", "@fit.h5", "@net.h5", f"--data-setting={setting}")
+
+    assert (code, errors.count("\n")) == (2, 1)
+    assert message in errors

@@ -52,7 +52,7 @@ def add_audit(commands: Any) -> None:
     add("--trigger", action="append", default=[], metavar="PNG@X,Y[:TARGET]", help="a suspected trigger; repeatable")
     add("--input-range", choices=("0..1", "0..255"), default="0..1", help="what the model takes pixels as (0..1)")
     add("--classes", type=int, default=0, metavar="N", help="number of classes (otherwise the file or the data say it)")
-    _sizes(parser)
+    _images(parser)
     add("--suite", default="audit", metavar="NAME", help="suite that lists the defenses (audit)")
     add("--only", action="append", default=[], metavar="DEFENSE", help="only this defense of the suite; repeatable")
     add("--reserve", type=int, default=0, metavar="N", help="clean images for the defender (otherwise all of its part)")
@@ -99,16 +99,23 @@ def add_eval(commands: Any) -> None:
         "--input-range", choices=("0..1", "0..255"), default="0..1", help="what the model takes pixels as"
     )
     parser.add_argument("--classes", type=int, default=0, metavar="N", help="number of classes")
-    _sizes(parser)
+    _images(parser)
     _plugin(parser)
     parser.set_defaults(command=_eval)
 
 
-def _sizes(parser: argparse.ArgumentParser) -> None:
+def _images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resize",
         action="store_true",
         help="resize images of another size to the model's (bilinear), and picture files to its channels",
+    )
+    parser.add_argument(
+        "--data-setting",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the clean images' task, as in value_range=0..1 (`gauntlet list tasks`); repeatable",
     )
     parser.add_argument(
         "--input-size", default="", metavar="HxW", help="with --resize: the size of a model whose file doesn't say it"
@@ -135,7 +142,7 @@ def _audit(chosen: argparse.Namespace) -> int:
     from rich.console import Console
 
     from gauntlet.audit.report import headline, write_audit
-    from gauntlet.audit.request import Request, parse_size, parse_trigger
+    from gauntlet.audit.request import Request, parse_setting, parse_size, parse_trigger
     from gauntlet.audit.run import perform
     from gauntlet.audit.setup import open_audit
     from gauntlet.results import ResultsWriter, new_folder
@@ -157,6 +164,7 @@ def _audit(chosen: argparse.Namespace) -> int:
         max_asr=chosen.max_asr,
         resize=chosen.resize,
         input_size=parse_size(chosen.input_size) if chosen.input_size else None,
+        data_settings=tuple(parse_setting(text) for text in chosen.data_setting),
     )
     options = options_from(lambda dest: vars(chosen).get(dest))
     console = Console(highlight=False)
@@ -231,7 +239,7 @@ def _predict(chosen: argparse.Namespace) -> int:
 
 def _eval(chosen: argparse.Namespace) -> int:
     from gauntlet.audit.inputs import accuracy
-    from gauntlet.audit.request import Request, parse_size
+    from gauntlet.audit.request import Request, parse_setting, parse_size
 
     request = Request(
         model=chosen.model,
@@ -242,6 +250,7 @@ def _eval(chosen: argparse.Namespace) -> int:
         only=("none",),
         resize=chosen.resize,
         input_size=parse_size(chosen.input_size) if chosen.input_size else None,
+        data_settings=tuple(parse_setting(text) for text in chosen.data_setting),
     )
     try:
         share = accuracy(request, tuple(chosen.plugin))

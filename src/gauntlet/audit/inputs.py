@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from gauntlet.audit.bundle import Bundle, open_bundle
+from gauntlet.audit.parts import check_fit, fitting, task_entry
 from gauntlet.audit.request import Request
-from gauntlet.audit.setup import check_fit, fitting, open_audit, task_entry
+from gauntlet.audit.setup import open_audit
 from gauntlet.errors import DataError
 from gauntlet.images import chunks
 from gauntlet.mounting import mount
@@ -77,7 +78,7 @@ def accuracy(request: Request, plugins: tuple[Path, ...] = ()) -> float:
 
 
 def _bundle_accuracy(bundle: Bundle, request: Request, registry: Registry) -> float:
-    entry = task_entry(request.clean, None, bundle.classes, registry)
+    entry = task_entry(request, bundle.classes, registry)
     if request.resize:
         entry = fitting(entry, registry, bundle.shape[1:], bundle.shape[0])
     source: TaskSource = registry.build(Kind.TASK, entry.name, entry.settings)
