@@ -93,7 +93,7 @@ def test_an_audit_resizes_everything(here: Path, capsys: pytest.CaptureFixture[s
     (folder,) = (here / "results").iterdir()
     first = read_records(folder, pytest.fail)[0]
     assert (first.status, first.scores[0].clean.n, first.scores[0].backdoors[0].asr.n) == ("pass", 60, 60)
-    assert "8x6" in (folder / "audit.md").read_text(encoding="utf-8")
+    assert "- resized: images of another size to 8x6, bilinear" in (folder / "audit.md").read_text(encoding="utf-8")
 
 
 def test_eval_is_that_of_the_resized_images(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
