@@ -16,14 +16,14 @@ from gauntlet.attack import Attack, Backdoor, Family, Mounted, unchanged
 from gauntlet.errors import DataError, SettingError
 from gauntlet.facts import TaskFacts
 from gauntlet.files import content
-from gauntlet.formats.hdf5_images import read_images, read_labels
+from gauntlet.formats.hdf5_images import check_images, read_images, read_labels
 from gauntlet.formats.pictures import read_overlay
 from gauntlet.formats.states import SUFFIXES, load_weights
 from gauntlet.images import Images, ImageSet
 from gauntlet.labels import AllToOne
 from gauntlet.network import Network
 from gauntlet.plugin import attack
-from gauntlet.settings import Positive
+from gauntlet.settings import Positive, Size
 from gauntlet.views import AttackerView
 
 __all__ = ["HandedOver", "PastedTrigger"]
@@ -92,8 +92,8 @@ class HandedOver(Attack):
     without it the architecture carries them (`keras_model`), or the model is handed over as it is initialised.
     input_range: what the model was trained on. mean, std: the normalisation, of values in 0..1, that it was trained
     with, one number or one a channel. triggers: what the auditor suspects. poisoned: HDF5 files of images that carry a
-    trigger, labelled with the class that they should yield (`data`, `label`), scored as they are: one backdoor a class.
-    The form of the audits of CSAW-HackML-2020.
+    trigger, labelled with the class that they should yield (`data`, `label`), scored as they are: one backdoor a class;
+    size: [height, width] to resize these to, bilinear. The form of the audits of CSAW-HackML-2020.
     """
 
     family: ClassVar[Family] = Family.HANDED_OVER
@@ -106,6 +106,7 @@ class HandedOver(Attack):
     std: tuple[Positive, ...] = ()
     triggers: tuple[PastedTrigger, ...] = ()
     poisoned: tuple[Path, ...] = ()
+    size: Size | None = None
 
     @property
     def backdoors(self) -> tuple[Backdoor, ...]:
@@ -117,7 +118,7 @@ class HandedOver(Attack):
             wanted = _wanted(path, content(path))
             for target in wanted:
                 title = path.stem if len(wanted) == 1 else f"{path.stem} {target}"
-                yield Backdoor(title, unchanged, AllToOne(target), partial(_images, path, target))
+                yield Backdoor(title, unchanged, AllToOne(target), partial(_images, path, target, self.size))
 
     def check(self, facts: TaskFacts) -> None:
         if self.weights is not None and self.weights.suffix.lower() not in SUFFIXES:
@@ -129,7 +130,7 @@ class HandedOver(Attack):
         for trigger in self.triggers:
             trigger.check(facts)
         for path in self.poisoned:
-            _check_poisoned(path, facts)
+            _check_poisoned(path, facts, self.size)
         titles = [backdoor.name for backdoor in self.backdoors]
         for title in titles:
             if titles.count(title) > 1:
@@ -172,18 +173,26 @@ def _wanted(path: Path, _content: str) -> tuple[int, ...]:
     return found
 
 
-def _images(path: Path, target: int) -> ImageSet:
+@lru_cache(maxsize=64)
+def _checked(path: Path, _content: str) -> None:
+    """Values that no image has must be said before anything runs."""
+    check_images(path)
+
+
+def _images(path: Path, target: int, size: tuple[int, int] | None) -> ImageSet:
     """The images that should yield `target`; nobody knows their true classes."""
-    images, labels = read_images(path)
+    images, labels = read_images(path, size=size)
     chosen: Tensor = images[labels == target]
     return ImageSet.of(chosen, torch.full((len(chosen),), -1))
 
 
-def _check_poisoned(path: Path, facts: TaskFacts) -> None:
+def _check_poisoned(path: Path, facts: TaskFacts, size: tuple[int, int] | None) -> None:
+    _checked(path, content(path))
     shape, labels = read_labels(path)
-    if shape != facts.shape:
+    if (shape[0], *(size or shape[1:])) != facts.shape:
+        hint = "; give the `size` to resize them" if size is None and shape[0] == facts.shape[0] else ""
         raise SettingError(
-            f"{path}: images of {list(shape)} [C, H, W], and those of {facts.name} are {list(facts.shape)}"
+            f"{path}: images of {list(shape)} [C, H, W], and those of {facts.name} are {list(facts.shape)}{hint}"
         )
     if int(labels.max()) >= facts.classes:
         raise SettingError(

@@ -2,62 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gauntlet.errors import DataError
 from gauntlet.formats.keras_weights import Place
 
+from ._graph import Body, free_name
 from ._keras_config import Graph, Layer
 from ._keras_layers import Affine, Part, parts_of
 
-__all__ = ["Body", "assembled"]
+__all__ = ["assembled"]
 
 _MAX_PARAMETERS = 1 << 29
 _MAX_VALUES = 1 << 27
-
-
-class Body(nn.Module):
-    """Modules called as the Keras layers are, and the steps in which they are applied.
-
-    steps: (module, the modules whose outputs it takes); the first takes the images, the last gives the logits. places:
-    where the weights of a module stand in a Keras file. outputs: layer name to the module with the layer's output.
-    """
-
-    def __init__(
-        self,
-        modules: Mapping[str, nn.Module],
-        steps: tuple[tuple[str, tuple[str, ...]], ...],
-        places: Mapping[str, Place],
-        outputs: Mapping[str, str],
-        classes: int,
-    ) -> None:
-        super().__init__()
-        for name, module in modules.items():
-            self.add_module(name, module)
-        self.steps, self.places, self.outputs, self.classes = steps, dict(places), dict(outputs), classes
-
-    def forward(self, images: Tensor) -> Tensor:
-        made: dict[str, Tensor] = {}
-        for name, sources in self.steps:
-            taken = [made[source] for source in sources] if sources else [images]
-            made[name] = self.get_submodule(name)(*taken)
-        return made[self.steps[-1][0]]
-
-    def feature_layer(self) -> str:
-        """What the last dense layer takes, or the last convolution of a model without one."""
-        wanted = nn.Linear if any(isinstance(module, nn.Linear) for module in self.modules()) else nn.Conv2d
-        last = [step for step in self.steps if isinstance(self.get_submodule(step[0]), wanted)]
-        return last[-1][1][0] if last else self.steps[0][0]
-
-    def last_conv(self) -> str | None:
-        """The last convolution."""
-        names = [name for name, _ in self.steps if isinstance(self.get_submodule(name), nn.Conv2d)]
-        return names[-1] if names else None
 
 
 @dataclass(eq=False)
@@ -72,7 +32,7 @@ class _Builder:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def begin(self, layer: Layer, shape: tuple[int, int, int], scale: float) -> None:
-        name = self._free(layer.name)
+        name = free_name(self.modules, layer.name)
         self.modules[name] = nn.Identity() if scale == 1 else Affine(scale, 0)
         self.steps.append((name, ()))
         self.values[layer.name], self.shapes[name] = name, shape
@@ -83,7 +43,7 @@ class _Builder:
         if layer.name == self.graph.output and parts[-1].squashes:
             parts = parts[:-1]
         for part in parts:
-            name = self._free(f"{layer.name}{part.suffix}")
+            name = free_name(self.modules, f"{layer.name}{part.suffix}")
             self.shapes[name] = _output(layer, part, [self.shapes[source] for source in sources])
             self.modules[name] = part.module
             self.steps.append((name, sources))
@@ -91,15 +51,6 @@ class _Builder:
                 self.places[name] = part.place
             sources = (name,)
         self.values[layer.name] = sources[0]
-
-    def _free(self, name: str) -> str:
-        """A legal name of an attribute that nothing else has."""
-        plain = re.sub(r"\W", "_", name, flags=re.ASCII)
-        plain = f"_{plain}" if not plain or plain[0].isdigit() else plain
-        taken = {*self.modules, "steps", "places", "outputs", "classes", "feature_layer", "last_conv"}
-        while plain in taken or hasattr(nn.Module, plain):
-            plain += "_"
-        return plain
 
 
 def _output(layer: Layer, part: Part, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -17,7 +17,8 @@ from gauntlet.formats.keras_weights import keras_arrays, load_keras
 from gauntlet.layers import glorot_uniform
 from gauntlet.plugin import model
 
-from ._keras_body import Body, assembled
+from ._graph import Body, GraphModel
+from ._keras_body import assembled
 from ._keras_config import Graph, model_config, read_graph
 
 __all__ = ["KerasModel"]
@@ -25,7 +26,7 @@ __all__ = ["KerasModel"]
 
 @model
 @dataclass(frozen=True)
-class KerasModel(Architecture):
+class KerasModel(GraphModel):
     """The model of a whole-model HDF5 file, with its weights, or of a `.json` file of its model_config, without.
 
     Keras 2 and 3, sequential and functional: convolutions (also depthwise and separable), dense layers, pooling, batch
@@ -36,13 +37,6 @@ class KerasModel(Architecture):
     """
 
     reads: ClassVar[tuple[str, ...]] = (".h5", ".hdf5", ".json")
-    feature_layer: ClassVar[str] = "of the file"
-    last_conv: ClassVar[str | None] = None
-
-    path: Path
-    input_range: Literal["0..1", "0..255"] = "0..1"
-    feature_layer_name: str | None = None
-    last_conv_name: str | None = None
 
     def check(self, facts: TaskFacts) -> None:
         self.taps(self._skeleton(facts.shape, facts.classes, facts.name))
@@ -64,17 +58,6 @@ class KerasModel(Architecture):
         copy.write_text(model_config(self.path), encoding="utf-8")
         return replace(self, path=copy)
 
-    def taps(self, body: nn.Module) -> tuple[str, str | None]:
-        assert isinstance(body, Body)
-        feature, conv = body.feature_layer(), body.last_conv()
-        if self.feature_layer_name is not None:
-            feature = self._found(body, "feature_layer_name", self.feature_layer_name)
-        if self.last_conv_name is not None:
-            conv = self._found(body, "last_conv_name", self.last_conv_name)
-            if not isinstance(body.get_submodule(conv), nn.Conv2d):
-                raise SettingError(f"last_conv_name = {self.last_conv_name!r} is no convolution of {self.path}")
-        return feature, conv
-
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         body = self._skeleton(shape, classes, "the task")
         device = torch.get_default_device()
@@ -87,9 +70,8 @@ class KerasModel(Architecture):
     def _skeleton(self, shape: tuple[int, int, int], classes: int, task: str) -> Body:
         graph = read_graph(self.path)
         self._check_shape(graph, shape, task)
-        body = assembled(graph, shape, 255.0 if self.input_range == "0..255" else 1.0)
-        if body.classes != classes:
-            raise SettingError(f"{self.path} tells {body.classes} classes apart, and {task} has {classes}")
+        body = assembled(graph, shape, self.scale)
+        self._check_classes(body, classes, task)
         return body
 
     def _is_description(self) -> bool:
@@ -105,13 +87,6 @@ class KerasModel(Architecture):
             raise SettingError(
                 f"{self.path} takes images of {sides} (HxWxC), and those of {task} have {height}x{width}x{channels}"
             )
-
-    def _found(self, body: Body, setting: str, name: str) -> str:
-        if name in body.outputs:
-            return name if setting == "last_conv_name" and name in dict(body.steps) else body.outputs[name]
-        if name in dict(body.steps):
-            return name
-        raise SettingError(f"{setting} = {name!r}: {self.path} has no such layer; it has: {', '.join(body.outputs)}")
 
 
 def _initialised(body: Body) -> Body:

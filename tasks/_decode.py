@@ -64,7 +64,7 @@ def raw_task(
     test: Labelled | None,
     class_names: tuple[str, ...],
     provenance: str,
-    size: int | None,
+    size: int | tuple[int, int] | None,
     channels: int | None,
 ) -> RawTask:
     """The task that these images make; all are decoded together, so that they get one shape."""
@@ -77,12 +77,14 @@ def raw_task(
     return RawTask(images[:count], labels, class_names, provenance, images[count:], test_labels)
 
 
-def decode(items: Sequence[Encoded], size: int | None = None, channels: int | None = None) -> Tensor:
+def decode(items: Sequence[Encoded], size: int | tuple[int, int] | None = None, channels: int | None = None) -> Tensor:
     """uint8 [N, C, H, W] of the images in their order, N >= 1.
 
-    size resizes each to size x size (bilinear); without it all must have the first one's size. channels (1 or 3)
-    converts; without it one colour image makes all of them colour. DataError names the first one that won't do.
+    size resizes each to size x size, or to (height, width), bilinear; without it all must have the first one's size.
+    channels (1 or 3) converts; without it one colour image makes all of them colour. DataError names the first one
+    that won't do.
     """
+    size = (size, size) if isinstance(size, int) else size
     colours, height, width = _pixels(items[0], size, channels).shape
     try:
         decoded = _decode_as(items, (colours, height, width), size, channels)
@@ -96,7 +98,7 @@ class _ColourFoundError(Exception):
 
 
 def _decode_as(
-    items: Sequence[Encoded], shape: tuple[int, int, int], size: int | None, channels: int | None
+    items: Sequence[Encoded], shape: tuple[int, int, int], size: tuple[int, int] | None, channels: int | None
 ) -> npt.NDArray[np.uint8]:
     needed = len(items) * shape[0] * shape[1] * shape[2]
     if needed > _MAX_TOTAL:
@@ -120,7 +122,7 @@ def _decode_as(
     return decoded
 
 
-def _pixels(item: Encoded, size: int | None, channels: int | None) -> npt.NDArray[np.uint8]:
+def _pixels(item: Encoded, size: tuple[int, int] | None, channels: int | None) -> npt.NDArray[np.uint8]:
     """uint8 [1 or 3, H, W]."""
     try:
         with Image.open(_stream(item), formats=_FORMATS) as image:
@@ -131,8 +133,8 @@ def _pixels(item: Encoded, size: int | None, channels: int | None) -> npt.NDArra
             plain = _converted(image, "L" if grey else "RGB")
             if item.box is not None:
                 plain = cropped(plain, item.box, item.where)
-            if size is not None and plain.size != (size, size):
-                plain = plain.resize((size, size), Image.Resampling.BILINEAR)
+            if size is not None and plain.size != size[::-1]:
+                plain = plain.resize(size[::-1], Image.Resampling.BILINEAR)
             pixels = np.asarray(plain, dtype=np.uint8)
     except DataError:
         raise

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from gauntlet.errors import DataError
 from gauntlet.plugin import task
-from gauntlet.settings import Count
+from gauntlet.settings import Count, Size
 from gauntlet.task import LoadContext, RawTask, TaskSource
 
 from ._classes import Classes
@@ -26,9 +26,9 @@ class Folder(TaskSource):
     """A folder for each class: PATH/train/CLASS/* and PATH/test/CLASS/*, or PATH/CLASS/* and a test set split off.
 
     The layout of torchvision's ImageFolder. Hidden files and files that are no images are passed over. size resizes
-    to size x size, channels converts to grey (1) or colour (3); by default the images say both. test: another folder
-    of class folders, which is the test set. clean_only: the clean images of a model that somebody handed over: nobody
-    trains on them from scratch.
+    to size x size or [height, width], channels converts to grey (1) or colour (3); by default the images say both.
+    test: another folder of class folders, which is the test set. clean_only: the clean images of a model that somebody
+    handed over: nobody trains on them from scratch.
 
     Classes are numbered in the folders' alphabetical order. classes: how many there are, for a model whose classes do
     not all occur: folders that are called by numbers, zeros in front allowed, then have them for labels.
@@ -37,7 +37,7 @@ class Folder(TaskSource):
     reads: ClassVar[tuple[str, ...]] = ("/",)
 
     path: Path
-    size: Count | None = None
+    size: Count | Size | None = None
     channels: Literal[1, 3] | None = None
     test: Path | None = None
     clean_only: bool = False

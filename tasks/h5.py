@@ -9,6 +9,7 @@ from typing import ClassVar
 from gauntlet.errors import DataError
 from gauntlet.formats.hdf5_images import Layout, ValueRange, read_images
 from gauntlet.plugin import task
+from gauntlet.settings import Size
 from gauntlet.task import LoadContext, RawTask, TaskSource
 
 from ._classes import Classes, class_count
@@ -21,6 +22,7 @@ class H5(TaskSource):
 
     layout and value_range say how the images lie and which values they have, where the file leaves it open
     (`gauntlet.formats.hdf5_images`). test: a second file, which is the test set; without it the engine splits one off.
+    size: [height, width] to resize the images to, bilinear.
     clean_only: the clean images of a model that somebody handed over: nobody trains on them from scratch. classes:
     how many there are, where the highest does not occur; by default one more than the highest label.
     """
@@ -33,6 +35,7 @@ class H5(TaskSource):
     layout: Layout = "auto"
     value_range: ValueRange = "auto"
     test: Path | None = None
+    size: Size | None = None
     clean_only: bool = False
     classes: Classes | None = None
 
@@ -43,7 +46,8 @@ class H5(TaskSource):
     def load(self, context: LoadContext) -> RawTask:  # noqa: ARG002
         """DataError names the file and what is wrong with it."""
         parts = [
-            read_images(file, self.image_key, self.label_key, self.layout, self.value_range) for file in self.files()
+            read_images(file, self.image_key, self.label_key, self.layout, self.value_range, self.size)
+            for file in self.files()
         ]
         shapes = [list(images.shape[1:]) for images, _ in parts]
         if shapes[-1] != shapes[0]:

@@ -21,6 +21,7 @@ __all__ = [
     "Positive",
     "Probability",
     "Setting",
+    "Size",
     "build",
     "changed",
     "check_types",
@@ -38,6 +39,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A finite number above 0."""
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """A finite number from 0."""
+Size = tuple[Annotated[int, Field(ge=1, le=1 << 14)], Annotated[int, Field(ge=1, le=1 << 14)]]
+"""[height, width] of images, in pixels."""
 Fraction = Annotated[float, Field(gt=0, le=1)]
 """A share in (0, 1]."""
 Probability = Annotated[float, Field(ge=0, le=1)]

@@ -196,12 +196,12 @@ def test_a_bundle_can_be_moved(audited: tuple[Path, int], tmp_path: Path) -> Non
     ("arguments", "message"),
     [
         ((), "the following arguments are required: --model, --clean"),
-        (("--model=nothing.h5", "--clean={clean}"), "--model nothing.h5: no such file"),
+        (("--model=nothing.h5", "--clean={clean}"), "nothing.h5: no such file"),
         (("--model={model}", "--clean={clean}"), "files named *.safetensors don't say what network they belong to"),
         (("--model={model}", "--network=simple_cn", "--clean={clean}"), "did you mean simple_cnn"),
         (
             ("--model={model}", "--network=simple_cnn", "--clean=nothing.h5"),
-            "--clean nothing.h5: no such file or folder",
+            "nothing.h5: no such file or folder",
         ),
         (("--model={model}", "--network=simple_cnn", "--clean={model}"), "no task reads files named *.safetensors"),
         (("--model={model}", "--network=le_net", "--clean={clean}"), "model.safetensors"),

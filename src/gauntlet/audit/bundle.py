@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gauntlet.architecture import Architecture
-from gauntlet.assembly import assemble, mould
+from gauntlet.assembly import assemble, mould, wrap
 from gauntlet.errors import DataError
 from gauntlet.facts import TaskFacts
 from gauntlet.images import to_float
@@ -25,7 +25,7 @@ from gauntlet.registry import Registry
 from gauntlet.settings import changed
 from gauntlet.toolbox import state_of
 
-__all__ = ["Bundle", "open_bundle", "save_bundle"]
+__all__ = ["Bundle", "open_bundle", "open_file", "save_bundle"]
 
 _FORM = "bundle.json"
 _LIMIT = 1 << 31
@@ -113,6 +113,25 @@ def open_bundle(folder: Path, registry: Registry) -> Bundle:
     frame = mould(architecture, facts, (0.0,) * channels, (1.0,) * channels)
     networks = tuple(_network(frame, folder, name) for name in form.networks)
     return Bundle(networks, form.shape, form.class_names)
+
+
+def open_file(path: Path, input_range: str, registry: Registry) -> Bundle:
+    """The model of a file that describes itself, alone; GauntletError for one that doesn't, or not its images' size."""
+    name = next((name for name, cls in registry.classes(Kind.MODEL).items() if path.suffix.lower() in cls.reads), None)
+    if name is None:
+        raise DataError(f"{path} is no model that describes itself; audit it, and give the bundle that this exports")
+    settings = {"path": str(path)} | ({} if input_range == "0..1" else {"input_range": input_range})
+    architecture: Architecture = registry.build(Kind.MODEL, name, settings)
+    declared = architecture.declared()
+    if declared is None:
+        raise DataError(f"{path} takes images of any size; audit it, and give the bundle that this exports")
+    (channels, height, width), classes = declared
+    names = tuple(map(str, range(classes)))
+    form = _Form(
+        gauntlet=1, model=name, settings={}, shape=(channels, height, width), class_names=names, networks=("",)
+    )
+    network = wrap(architecture, _facts(form), (0.0,) * channels, (1.0,) * channels)
+    return Bundle((network.eval().place(torch.device("cpu")),), form.shape, names)
 
 
 def _network(form: Network, folder: Path, name: str) -> Network:

@@ -24,6 +24,7 @@ examples:
   gauntlet audit --model sunglasses_bd_net.h5 --clean clean_validation_data.h5
   gauntlet audit --model net.h5 --clean photos/ --trigger glasses.png@0,15 --max-asr 0.05
   gauntlet audit --model weights.h5 --network deepid --clean clean.h5 --poisoned poisoned.h5
+  gauntlet audit --model net.onnx --clean photos/ --resize
 
 The report goes to results/<run>/audit.md and audit.html, the best repair that passes the gate to results/<run>/repaired
 and, as a pair that flags what both disagree on, to results/<run>/n_plus_1 (`gauntlet predict` takes either).
@@ -41,7 +42,7 @@ def add_audit(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="FILE", help="Keras .h5, .safetensors or .pt")
+    add("--model", type=Path, required=True, metavar="FILE", help="Keras .h5, ONNX, .safetensors or .pt")
     add("--clean", required=True, metavar="DATA", help="clean images: an .h5 file, a folder of classes, or TASK:PATH")
     add("--network", default="", metavar="NAME", help="the architecture, where the file holds weights alone")
     add("--test", type=Path, metavar="DATA", help="clean images for the evaluator (otherwise half of --clean)")
@@ -51,6 +52,7 @@ def add_audit(commands: Any) -> None:
     add("--trigger", action="append", default=[], metavar="PNG@X,Y[:TARGET]", help="a suspected trigger; repeatable")
     add("--input-range", choices=("0..1", "0..255"), default="0..1", help="what the model takes pixels as (0..1)")
     add("--classes", type=int, default=0, metavar="N", help="number of classes (otherwise the file or the data say it)")
+    _images(parser)
     add("--suite", default="audit", metavar="NAME", help="suite that lists the defenses (audit)")
     add("--only", action="append", default=[], metavar="DEFENSE", help="only this defense of the suite; repeatable")
     add("--reserve", type=int, default=0, metavar="N", help="clean images for the defender (otherwise all of its part)")
@@ -70,9 +72,14 @@ def add_predict(commands: Any) -> None:
         help="one class for one image",
         description="Print the class of an image, 0 to N - 1, or N when a pair of models disagrees: poisoned.",
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a folder that an audit exported")
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="a folder that an audit exported, or an .h5 or .onnx model"
+    )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="a PNG or JPEG of the model's size")
     parser.add_argument("--resize", action="store_true", help="resize an image of another size (bilinear)")
+    parser.add_argument(
+        "--input-range", choices=("0..1", "0..255"), default="0..1", help="what a model file takes pixels as (0..1)"
+    )
     _plugin(parser)
     parser.set_defaults(command=_predict)
 
@@ -92,8 +99,27 @@ def add_eval(commands: Any) -> None:
         "--input-range", choices=("0..1", "0..255"), default="0..1", help="what the model takes pixels as"
     )
     parser.add_argument("--classes", type=int, default=0, metavar="N", help="number of classes")
+    _images(parser)
     _plugin(parser)
     parser.set_defaults(command=_eval)
+
+
+def _images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="resize images of another size to the model's (bilinear), and picture files to its channels",
+    )
+    parser.add_argument(
+        "--data-setting",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the clean images' task, as in value_range=0..1 (`gauntlet list tasks`); repeatable",
+    )
+    parser.add_argument(
+        "--input-size", default="", metavar="HxW", help="with --resize: the size of a model whose file doesn't say it"
+    )
 
 
 def _plugin(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +142,7 @@ def _audit(chosen: argparse.Namespace) -> int:
     from rich.console import Console
 
     from gauntlet.audit.report import headline, write_audit
-    from gauntlet.audit.request import Request, parse_trigger
+    from gauntlet.audit.request import Request, parse_setting, parse_size, parse_trigger
     from gauntlet.audit.run import perform
     from gauntlet.audit.setup import open_audit
     from gauntlet.results import ResultsWriter, new_folder
@@ -136,6 +162,9 @@ def _audit(chosen: argparse.Namespace) -> int:
         reserve=_positive("--reserve", chosen.reserve),
         min_clean=chosen.min_clean_accuracy,
         max_asr=chosen.max_asr,
+        resize=chosen.resize,
+        input_size=parse_size(chosen.input_size) if chosen.input_size else None,
+        data_settings=tuple(parse_setting(text) for text in chosen.data_setting),
     )
     options = options_from(lambda dest: vars(chosen).get(dest))
     console = Console(highlight=False)
@@ -192,11 +221,17 @@ def _warn(text: str) -> None:
 
 
 def _predict(chosen: argparse.Namespace) -> int:
-    from gauntlet.audit.bundle import open_bundle
+    from gauntlet.audit.bundle import open_bundle, open_file
     from gauntlet.audit.inputs import one_image
     from gauntlet.registry import Registry
 
-    bundle = open_bundle(chosen.bundle, Registry.discover(chosen.plugin))
+    registry = Registry.discover(chosen.plugin)
+    if chosen.bundle.is_file():
+        bundle = open_file(chosen.bundle, chosen.input_range, registry)
+    elif chosen.input_range == "0..1":
+        bundle = open_bundle(chosen.bundle, registry)
+    else:
+        raise SettingError("--input-range is for model files: a bundle says itself what it takes pixels as")
     image = one_image(chosen.image, bundle.shape, resize=chosen.resize)
     sys.stdout.write(f"{int(bundle.predict(image))}\n")
     return 0
@@ -204,17 +239,21 @@ def _predict(chosen: argparse.Namespace) -> int:
 
 def _eval(chosen: argparse.Namespace) -> int:
     from gauntlet.audit.inputs import accuracy
-    from gauntlet.registry import Registry
+    from gauntlet.audit.request import Request, parse_setting, parse_size
 
+    request = Request(
+        model=chosen.model,
+        clean=chosen.data,
+        network=chosen.network,
+        input_range=chosen.input_range,
+        classes=_positive("--classes", chosen.classes),
+        only=("none",),
+        resize=chosen.resize,
+        input_size=parse_size(chosen.input_size) if chosen.input_size else None,
+        data_settings=tuple(parse_setting(text) for text in chosen.data_setting),
+    )
     try:
-        share = accuracy(
-            Registry.discover(chosen.plugin),
-            chosen.data,
-            chosen.model,
-            network=chosen.network,
-            input_range=chosen.input_range,
-            classes=_positive("--classes", chosen.classes),
-        )
+        share = accuracy(request, tuple(chosen.plugin))
     except RecursionError as error:
         raise GauntletError(f"{chosen.model} is nested too deep") from error
     sys.stdout.write(f"Classification accuracy: {100 * share}\n")

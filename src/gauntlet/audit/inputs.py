@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from gauntlet.audit.bundle import Bundle, open_bundle
+from gauntlet.audit.parts import check_fit, fitting, task_entry
 from gauntlet.audit.request import Request
-from gauntlet.audit.setup import open_audit, task_entry
+from gauntlet.audit.setup import open_audit
 from gauntlet.errors import DataError
 from gauntlet.images import chunks
 from gauntlet.mounting import mount
@@ -59,14 +60,12 @@ def one_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False) 
     return (values[None] if channels == 1 else values.permute(2, 0, 1))[None].contiguous()
 
 
-def accuracy(
-    registry: Registry, data: str, model: Path, *, network: str = "", input_range: str = "0..1", classes: int = 0
-) -> float:
-    """The share of the images of `data` whose label the model, a file or a bundle, gives. Raises GauntletError."""
-    if model.is_dir():
-        return _bundle_accuracy(open_bundle(model, registry), data, registry)
-    request = Request(model, data, network=network, input_range=input_range, classes=classes, only=("none",))
-    audit = open_audit(request, Options(), _ignore, Silent())
+def accuracy(request: Request, plugins: tuple[Path, ...] = ()) -> float:
+    """The share of the clean images whose label the model, a file or a bundle, gives. Raises GauntletError."""
+    registry = Registry.discover(plugins)
+    if request.model.is_dir():
+        return _bundle_accuracy(open_bundle(request.model, registry), request, registry)
+    audit = open_audit(request, Options(plugins=plugins), _ignore, Silent())
     case = audit.session.cases[0]
     tools = tools_for(case, case.seeds[0], audit.session.context)
     made = mount(case.attack, tools).value.network
@@ -78,12 +77,14 @@ def accuracy(
     return right / total
 
 
-def _bundle_accuracy(bundle: Bundle, data: str, registry: Registry) -> float:
-    entry = task_entry(data, None, bundle.classes, registry)
+def _bundle_accuracy(bundle: Bundle, request: Request, registry: Registry) -> float:
+    entry = task_entry(request, bundle.classes, registry)
+    if request.resize:
+        entry = fitting(entry, registry, bundle.shape[1:], bundle.shape[0])
     source: TaskSource = registry.build(Kind.TASK, entry.name, entry.settings)
     raw = source.load(LoadContext(Options().data_dir, offline=True))
-    if tuple(raw.images.shape[1:]) != bundle.shape:
-        raise DataError(f"{data} holds images {list(raw.images.shape[1:])}, the bundle takes {list(bundle.shape)}")
+    channels, height, width = raw.images.shape[1:]
+    check_fit(request.clean, (channels, height, width), request.model, bundle.shape)
     right = sum(
         int((bundle.predict(raw.images[part]) == raw.labels[part]).sum()) for part in chunks(len(raw.images), 256)
     )

@@ -89,6 +89,8 @@ def _facts(audit: Audit) -> Iterator[tuple[str, str]]:
     colours = f"{channels} channel{'s' * (channels > 1)}"
     yield "input", f"{height}x{width}, {colours}, pixels {request.input_range}; {facts.classes} classes"
     yield "clean images", f"{case.reserve} for the defender, {facts.test_size} for the evaluator ({facts.provenance})"
+    if request.resize:
+        yield "resized", f"images of another size to {height}x{width}, bilinear"
     for trigger, share in audit.found:
         how = "as given" if math.isnan(share) else f"found: {percent(share)} % of the triggered images go there"
         place = f"{trigger.picture.name} at column {trigger.x}, row {trigger.y}"

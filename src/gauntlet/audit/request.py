@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gauntlet.errors import SettingError
 
-__all__ = ["Request", "Suspicion", "parse_trigger"]
+__all__ = ["Request", "Suspicion", "parse_setting", "parse_size", "parse_trigger"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Request:
     '' where the file describes it. classes: 0 where the model or the data say it. min_clean, max_asr: the gate that a
     repair must pass to be exported; min_clean None: at most five points below the model as it is. only: names of
     defenses, all of the suite's where empty. reserve: clean images for the defender, 0 for all that there are.
+    resize: make images of another size fit the model. input_size: (height, width) that the model takes, for a file that
+    doesn't say it. data_settings: of the task of clean images, as (name, value).
     """
 
     model: Path
@@ -43,6 +45,27 @@ class Request:
     reserve: int = 0
     min_clean: float | None = None
     max_asr: float = 0.1
+    resize: bool = False
+    input_size: tuple[int, int] | None = None
+    data_settings: tuple[tuple[str, str], ...] = ()
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of `HEIGHTxWIDTH`. Raises SettingError for anything else."""
+    height, _, width = text.partition("x")
+    if not all(side.isascii() and side.isdecimal() and 1 <= int(side[:6]) <= 1 << 14 for side in (height, width)):
+        raise SettingError(f"--input-size {text}: legal: HEIGHTxWIDTH in pixels, as in 55x47, each from 1 to {1 << 14}")
+    return int(height), int(width)
+
+
+def parse_setting(text: str) -> tuple[str, str]:
+    """(name, value) of `NAME=VALUE`. Raises SettingError for anything else, and for what other options say."""
+    name, equals, value = text.partition("=")
+    taken = {"path": "--clean", "test": "--test", "classes": "--classes", "size": "--resize", "clean_only": "--clean"}
+    if not (name and equals and value) or name in taken:
+        hint = f"; {name} is said by {taken[name]}" if name in taken else ""
+        raise SettingError(f"--data-setting {text}: legal: NAME=VALUE, as in value_range=0..1{hint}")
+    return name, value
 
 
 def parse_trigger(text: str) -> Suspicion:

@@ -9,29 +9,27 @@ from typing import Any
 
 import torch
 
-from gauntlet.architecture import Architecture
 from gauntlet.attack import Attack
+from gauntlet.audit.parts import Declared, check_fit, declared_by, hinted, model_entry, task_of
 from gauntlet.audit.request import Request, Suspicion
 from gauntlet.case import Case
 from gauntlet.dataset import facts
-from gauntlet.errors import SettingError, nearest
+from gauntlet.errors import DataError, SettingError, nearest
 from gauntlet.expansion import cells
 from gauntlet.facts import TaskFacts
 from gauntlet.mounting import mount
 from gauntlet.options import Options
 from gauntlet.paths import suite_folders
 from gauntlet.pipeline import Context, tools_for
-from gauntlet.plugin import Kind
 from gauntlet.progress import Progress
 from gauntlet.recipe import Recipe
-from gauntlet.registry import Registry
 from gauntlet.session import Session, open_context, settle, timestamp
 from gauntlet.settings import build
 from gauntlet.suite import Entry, Suite, find_suite, read_suite
 from gauntlet.testsets import TestSets
 from gauntlet.training import predict
 
-__all__ = ["Audit", "open_audit", "task_entry"]
+__all__ = ["Audit", "open_audit"]
 
 Warn = Callable[[str], None]
 
@@ -58,14 +56,15 @@ def open_audit(request: Request, options: Options, warn: Warn, progress: Progres
     context = open_context(options, warn, progress)
     suite = read_suite(find_suite(request.suite, suite_folders()))
     registry = context.registry
-    architecture, weights = _model(request, registry)
-    task = _task(request, registry, architecture)
+    architecture, weights = model_entry(request, registry)
+    declared = declared_by(registry, architecture)
+    task = task_of(request, registry, declared)
     found = tuple((trigger, float("nan")) for trigger in request.triggers)
 
     def made(triggers: tuple[Suspicion, ...]) -> list[tuple[Case, TaskFacts]]:
-        settings = _handed_over(request, weights, triggers)
+        settings = _handed_over(request, weights, triggers, task.settings.get("size"))
         attack = Entry(name=suite.attacks[0].name, settings=suite.attacks[0].settings | settings)
-        return list(_cases(request, suite, options, context, (task, architecture, attack)))
+        return list(_cases(request, suite, options, context, (task, architecture, attack), declared))
 
     if any(trigger.target is None for trigger in request.triggers):
         progress.step("looking where the triggers lead")
@@ -75,69 +74,19 @@ def open_audit(request: Request, options: Options, warn: Warn, progress: Progres
     cases = tuple(case for case, _ in pairs)
     settle(cases)
     # Weights that don't fit must be said before anything is written.
-    mount(cases[0].attack, tools_for(cases[0], cases[0].seeds[0], context))
+    try:
+        mount(cases[0].attack, tools_for(cases[0], cases[0].seeds[0], context))
+    except DataError as error:
+        raise hinted(error, request, pairs[0][1]) from None
     return Audit(
         request, Session(context, cases, {case.task_name: known for case, known in pairs}, (), timestamp()), found
     )
 
 
-def _model(request: Request, registry: Registry) -> tuple[Entry, Path | None]:
-    """The architecture, and the file of its weights where that is another one."""
-    if not request.model.is_file():
-        raise SettingError(f"--model {request.model}: no such file")
-    if request.network:
-        registry.get(Kind.MODEL, request.network)
-        return Entry(name=request.network), request.model
-    suffix = request.model.suffix.lower()
-    name = _reader(registry, Kind.MODEL, suffix)
-    if name is None:
-        raise SettingError(
-            f"--model {request.model}: files named *{suffix} don't say what network they belong to; give --network "
-            "NAME (`gauntlet list models` shows them)"
-        )
-    settings: dict[str, Any] = {"path": str(request.model)}
-    if request.input_range != "0..1":
-        settings["input_range"] = request.input_range
-    return Entry(name=name, settings=settings), None
-
-
-def _task(request: Request, registry: Registry, architecture: Entry) -> Entry:
-    built: Architecture = registry.build(Kind.MODEL, architecture.name, architecture.settings)
-    declared = built.declared()
-    return task_entry(request.clean, request.test, request.classes or (declared[1] if declared else 0), registry)
-
-
-def task_entry(text: str, test: Path | None, classes: int, registry: Registry) -> Entry:
-    """The task of clean images that `text` names: a file, a folder or NAME:PATH; classes: 0 where the data say it."""
-    name, colon, path = text.partition(":")
-    if not colon or name not in registry.classes(Kind.TASK):
-        place = Path(text)
-        suffix = "/" if place.is_dir() else place.suffix.lower()
-        if not place.exists():
-            raise SettingError(f"--clean {place}: no such file or folder")
-        found = _reader(registry, Kind.TASK, suffix)
-        if found is None:
-            raise SettingError(f"--clean {place}: no task reads files named *{suffix}; legal: {_readable(registry)}")
-        name, path = found, text
-    settings: dict[str, Any] = {"path": path, "clean_only": True}
-    if test is not None:
-        settings["test"] = str(test)
-    if classes:
-        settings["classes"] = classes
-    return Entry(name=name, settings=settings)
-
-
-def _reader(registry: Registry, kind: Kind, suffix: str) -> str | None:
-    return next((name for name, cls in registry.classes(kind).items() if suffix in cls.reads), None)
-
-
-def _readable(registry: Registry) -> str:
-    known = sorted({suffix for cls in registry.classes(Kind.TASK).values() for suffix in cls.reads})
-    return ", ".join("a folder" if suffix == "/" else f"*{suffix}" for suffix in known)
-
-
-def _handed_over(request: Request, weights: Path | None, triggers: tuple[Suspicion, ...]) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
+def _handed_over(
+    request: Request, weights: Path | None, triggers: tuple[Suspicion, ...], size: list[int] | None
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {"size": size} if size and request.poisoned else {}
     if weights is not None:
         settings["weights"] = str(weights)
         if request.input_range != "0..1":
@@ -166,7 +115,12 @@ def _names(triggers: tuple[Suspicion, ...]) -> Iterator[str]:
 
 
 def _cases(
-    request: Request, suite: Suite, options: Options, context: Context, parts: tuple[Entry, Entry, Entry]
+    request: Request,
+    suite: Suite,
+    options: Options,
+    context: Context,
+    parts: tuple[Entry, Entry, Entry],
+    declared: Declared,
 ) -> Iterator[tuple[Case, TaskFacts]]:
     """The suite's cases on the user's files, and the facts of the clean images."""
     task, architecture, attack = parts
@@ -179,6 +133,8 @@ def _cases(
     found = cells(suite.model_copy(update=places), context.registry)
     source, name = found[0].task.source, Path(task.settings["path"]).name
     known = facts(source, name, context.store, context.load, context.progress.step)
+    if declared is not None:
+        check_fit(request.clean, known.shape, request.model, declared[0])
     if request.reserve > known.reserve_size:
         raise SettingError(
             f"--reserve {request.reserve}: the defender's part holds {known.reserve_size} images; legal: 1 to "

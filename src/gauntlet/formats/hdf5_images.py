@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from gauntlet.errors import DataError
 from gauntlet.formats.hdf5 import DATA_LIMIT, Form, Hdf5, opened
+from gauntlet.formats.pictures import resized
 from gauntlet.images import chunks
 
-__all__ = ["Layout", "ValueRange", "read_images", "read_labels"]
+__all__ = ["Layout", "ValueRange", "check_images", "read_images", "read_labels"]
 
 Layout: TypeAlias = Literal["auto", "nchw", "nhwc"]
 ValueRange: TypeAlias = Literal["auto", "0..1", "0..255"]
@@ -32,8 +34,11 @@ def read_images(
     label_key: str = "label",
     layout: Layout = "auto",
     value_range: ValueRange = "auto",
+    size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The images, uint8 [N, C, H, W] with 1 or 3 channels, and their labels, int64 [N].
+
+    size: (height, width) to resize them to, bilinear.
 
     layout `auto` takes the axis that has 1 or 3 entries for the channels, and images [N, H, W] for grey ones.
     value_range `auto`: whole-number types hold 0..255, real numbers 0..1 if none is above 1, else 0..255. Values are
@@ -44,8 +49,23 @@ def read_images(
     with opened(path) as file:
         images = _Images.of(file, image_key, layout)
         labels = _labels(file, label_key, image_key, images.count)
-        scale = images.scale(value_range)
-        return images.read(scale), labels
+        if size is not None:
+            needed = images.count * images.shape[0] * math.prod(size)
+            if needed > DATA_LIMIT:
+                raise DataError(
+                    f"{path}: {images.count:,} images of {size[0]}x{size[1]} would have {needed:,} bytes; legal: at "
+                    f"most {DATA_LIMIT:,}"
+                )
+        read = images.read(images.scale(value_range))
+        return (read if size is None else resized(read, size)), labels
+
+
+def check_images(path: Path) -> None:
+    """Raise DataError where `read_images` would, without keeping the images."""
+    with opened(path) as file:
+        images = _Images.of(file, "data", "auto")
+        _labels(file, "label", "data", images.count)
+        images.scale("auto")
 
 
 def read_labels(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gauntlet.errors import DataError
 
-__all__ = ["read_folder", "read_overlay"]
+__all__ = ["read_folder", "read_overlay", "resized"]
 
 _PIXELS = 1 << 22
 _BYTES = 1 << 25
@@ -61,6 +61,19 @@ def _folder(files: tuple[tuple[Path, int, int], ...]) -> Tensor:
         if images[-1].shape != images[0].shape:
             raise DataError(f"{path} has {list(images[-1].shape)}, {files[0][0].name} {list(images[0].shape)}")
     return torch.stack(images)
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [N, C, H, W] to uint8 [N, C, *size], by Pillow's bilinear filter, which widens where it shrinks."""
+    height, width = size
+    if tuple(images.shape[2:]) == (height, width):
+        return images
+    made = np.empty((*images.shape[:2], height, width), np.uint8)
+    for row, image in enumerate(images.numpy()):
+        for channel, levels in enumerate(image):
+            picture = Image.fromarray(np.ascontiguousarray(levels)).resize((width, height), Image.Resampling.BILINEAR)
+            made[row, channel] = np.asarray(picture)
+    return torch.from_numpy(made)
 
 
 def _state(path: Path) -> tuple[int, int]:
