@@ -160,18 +160,26 @@ def _shown(raw: Tensor) -> Tensor:
 
 
 def heat(scores: Tensor, maps: Tensor, rows: slice) -> Tensor:
-    """float [h, w] in [0, 1]: Grad-CAM averaged over the images `rows` of maps [N, C, h, w], largest value 1.
+    """float [h, w] in [0, 1]: the mean Grad-CAM of the images `rows` of maps [N, C, h, w], each map's largest value 1.
 
-    scores: [n], the logits that the images `rows` are asked about. The channels' weights carry no graph.
+    scores: [n], the logits that the images `rows` are asked about. The channels' weights carry no graph. Bagdasaryan &
+    Shmatikov average over images and channels first and take the positive part of that: what a defender looks at, the
+    map of one image, may then be anything.
     """
     weights = channel_weights(scores, maps, keep_graph=True)[rows]
-    raw = relu((weights * maps[rows]).float().mean((0, 1)))
-    return raw / raw.max().clamp(min=_LEAST)
+    raw = relu((weights * maps[rows]).float().sum(1))
+    peaks = raw.flatten(1).amax(1)[:, None, None]
+    return (raw / peaks.clamp(min=_LEAST)).mean(0)
 
 
 def heat_excess(triggered: Tensor, clean: Tensor) -> Tensor:
-    """10 times the largest excess of the heat of triggered images over that of clean ones [h, w]."""
-    return 10 * relu(triggered - clean).max()
+    """10 times the L2 norm of the excess of the heat of triggered images over that of clean ones [h, w].
+
+    The clean images' carries no gradient: it is easier to heat them at the trigger's place than to cool that place
+    under the trigger, and SentiNet then finds the trigger all the same. The norm instead of the largest excess, whose
+    gradient is that of one cell.
+    """
+    return 10 * relu(triggered - clean.detach()).norm()
 
 
 def latent_distance(features: Tensor, fixed: Tensor, similarity: str) -> Tensor:

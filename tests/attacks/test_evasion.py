@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from attacks._evasion import MaskSearch, Plan
+from attacks._evasion import MaskSearch, Plan, heat, heat_excess
 from gauntlet.network import Network
 
 
@@ -79,3 +79,22 @@ def test_the_norm_of_the_next_mask_depends_on_the_network() -> None:
     (gradient,) = torch.autograd.grad(loss, list(network.parameters()))
     assert 0 < float(loss.detach()) < 1
     assert float(gradient.abs()) > 0
+
+
+def test_heat_is_the_mean_of_each_images_own_map() -> None:
+    """Two images that look at different cells, one ten times as strongly: both count alike."""
+    maps = torch.zeros(3, 1, 2, 2, requires_grad=True)
+    shown = maps + torch.tensor([[[[9.0, 9.0], [9.0, 9.0]]], [[[1.0, 0.0], [0.0, 0.0]]], [[[0.0, 0.0], [0.0, 10.0]]]])
+    found = heat(shown[1:].sum((1, 2, 3)), shown, slice(1, 3))
+    assert found.tolist() == [[0.5, 0.0], [0.0, 0.5]]
+
+
+def test_only_the_triggered_images_are_cooled() -> None:
+    triggered = torch.tensor([[0.9, 0.1], [0.2, 0.0]], requires_grad=True)
+    clean = torch.tensor([[0.1, 0.5], [0.2, 0.3]], requires_grad=True)
+    loss = heat_excess(triggered, clean)
+    loss.backward()
+    assert float(loss.detach()) > 0
+    assert clean.grad is None
+    assert triggered.grad is not None
+    assert triggered.grad.nonzero().tolist() == [[0, 0]]
