@@ -169,7 +169,8 @@ def heat(scores: Tensor, maps: Tensor, rows: slice) -> Tensor:
     weights = channel_weights(scores, maps, keep_graph=True)[rows]
     raw = relu((weights * maps[rows]).float().sum(1))
     peaks = raw.flatten(1).amax(1)[:, None, None]
-    return (raw / peaks.clamp(min=_LEAST)).mean(0)
+    shown: Tensor = (raw / peaks.clamp(min=_LEAST)).mean(0)
+    return shown
 
 
 def heat_excess(triggered: Tensor, clean: Tensor) -> Tensor:
@@ -179,7 +180,8 @@ def heat_excess(triggered: Tensor, clean: Tensor) -> Tensor:
     under the trigger, and SentiNet then finds the trigger all the same. The norm instead of the largest excess, whose
     gradient is that of one cell.
     """
-    return 10 * relu(triggered - clean.detach()).norm()
+    excess: Tensor = relu(triggered - clean.detach()).norm()
+    return 10 * excess
 
 
 def latent_distance(features: Tensor, fixed: Tensor, similarity: str) -> Tensor:
