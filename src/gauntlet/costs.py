@@ -87,7 +87,8 @@ class Costs:
         player = self._player(step.kind, case, defended)
         epochs = _epochs(step.kind, case)
         if same := [past for past in alike if past.player == player]:
-            seconds = statistics.median(past.seconds / past.epochs for past in same) * epochs
+            # Of two the shorter: a process's first step warms up its libraries, and others use the machine too.
+            seconds = statistics.median_low(past.seconds / past.epochs for past in same) * epochs
             return StepCost(step, seconds, Basis.MEASURED, self._training(same, step, case))
         # A victim's training is the unit of every defense's work, so it serves while no defense was measured.
         peers = alike or (self._alike("victim", case) if step.kind == "defended" else [])
@@ -115,7 +116,7 @@ class Costs:
         victims: dict[str, set[str]] = {}
         for name, _, past in found:
             victims.setdefault(name, set()).add(past.victim)
-        each = len(found) / len(same) * statistics.median(seconds for _, seconds, _ in found) * case.recipe.epochs
+        each = len(found) / len(same) * statistics.median_low(seconds for _, seconds, _ in found) * case.recipe.epochs
         if max(map(len, victims.values())) < 2:
             return step.key, each
         recipe = canonical(values(case.recipe))
