@@ -102,7 +102,8 @@ class MaskSearch:
         self._grow_old()
 
     def lost_mask(self, network: Network, images: Images, wanted: Tensor) -> Tensor:
-        """1 - the mean of the masks after one plain gradient step, differentiated through that step for the network.
+        """1 - the mean of the betraying masks after one plain gradient step, differentiated through that step for the
+        network; 0 where no mask betrays anything.
 
         The norm of a given mask depends on no weight of the network; that of the mask which the search wants next does.
         """
@@ -113,7 +114,8 @@ class MaskSearch:
             (gradient,) = torch.autograd.grad(losses.sum(), raw, create_graph=True)
         # A step of the length that moves the mask's values by about the rate, as Adam's does.
         size = gradient[:, :1].detach().abs().mean((1, 2, 3), keepdim=True).clamp(min=_LEAST)
-        return 1 - _shown(raw.detach()[:, :1] - self.plan.rate * gradient[:, :1] / size).mean()
+        following = _shown(raw.detach()[:, :1] - self.plan.rate * gradient[:, :1] / size)[self.betraying()]
+        return 1 - following.mean() if len(following) else losses.sum() * 0
 
     def _sought(self, network: Network, raw: Tensor, images: Images, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """float [K] each: what every search minimises, and the share of its images that obeyed."""

@@ -79,6 +79,8 @@ def test_the_norm_of_the_next_mask_depends_on_the_network() -> None:
     (gradient,) = torch.autograd.grad(loss, list(network.parameters()))
     assert 0 < float(loss.detach()) < 1
     assert float(gradient.abs()) > 0
+    search.plan = replace(search.plan, share=0.01)
+    assert float(search.lost_mask(network, torch.zeros(4, 1, 6, 6), torch.ones(4, dtype=torch.int64)).detach()) == 0
 
 
 def test_heat_is_the_mean_of_each_images_own_map() -> None:
