@@ -21,6 +21,7 @@ from gauntlet.maths.cut import cut
 from gauntlet.plugin import Kind
 from gauntlet.registry import Registry
 from gauntlet.settings import values
+from gauntlet.toolbox import describe
 from models._graph import Body
 from models.onnx_model import OnnxModel
 from tests.onnx_files import Array, answers, drawn, exported, library, node, proto, write
@@ -111,6 +112,17 @@ GOOD: dict[str, tuple[list[Any], Any, int]] = {
 def test_logits_are_those_of_the_reference(name: str, tmp_path: Path) -> None:
     nodes, arrays, opset = GOOD[name]
     path = write(tmp_path / "m.onnx", proto(nodes, arrays, opset=opset))
+
+    np.testing.assert_allclose(logits(built(path), images()), answers(path, images()), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["relu6", "leaky", "global average", "mean by input", "batch norm", "concat", "uneven pad"]
+)
+def test_the_newest_opset_is_read(name: str, tmp_path: Path) -> None:
+    nodes, arrays, _ = GOOD[name]
+    newest = library().defs.onnx_opset_version()
+    path = write(tmp_path / "m.onnx", proto(nodes, arrays, opset=newest))
 
     np.testing.assert_allclose(logits(built(path), images()), answers(path, images()), atol=1e-5)
 
@@ -232,6 +244,10 @@ def test_it_is_a_plug_in_that_reads_onnx(tmp_path: Path) -> None:
     assert values(OnnxModel(path))["path"] == str(path)
     assert OnnxModel(path).origin().startswith("from the file m.onnx (sha256 ")
     assert "by onnx2torch " in OnnxModel(path).origin()
+    before = describe(OnnxModel(path))
+    write(path, proto([CONV, FLAT, GEMM], ARRAYS | drawn(9, r=(4,))))
+    assert before != describe(OnnxModel(path))
+    assert {**before, "contents": None} == {**describe(OnnxModel(path)), "contents": None}
 
 
 def test_code_in_names_is_never_run(tmp_path: Path) -> None:
