@@ -188,7 +188,7 @@ class BlindLoss(Objective):
 
     def _search(self, network: Network, source: Images, wanted: Sequence[Tensor]) -> None:
         dealt = torch.arange(self.settings.nc_steps * self.settings.nc_batch, device=source.device) % len(source)
-        for at in dealt.split(self.settings.nc_batch):
+        for at in torch.split(dealt, self.settings.nc_batch):
             for search, aim in zip(self._searches, wanted, strict=False):
                 search.step(network, source[at], aim[at])
 

@@ -181,7 +181,8 @@ def heat_excess(triggered: Tensor, clean: Tensor) -> Tensor:
     under the trigger, and SentiNet then finds the trigger all the same. The norm instead of the largest excess, whose
     gradient is that of one cell.
     """
-    return 10 * relu(triggered - clean.detach()).norm()
+    excess: Tensor = 10 * relu(triggered - clean.detach()).norm()
+    return excess
 
 
 def latent_distance(features: Tensor, fixed: Tensor, similarity: str) -> Tensor:
