@@ -182,8 +182,8 @@ def heat_excess(triggered: Tensor, clean: Tensor) -> Tensor:
     under the trigger, and SentiNet then finds the trigger all the same. The norm instead of the largest excess, whose
     gradient is that of one cell.
     """
-    excess: Tensor = relu(triggered - clean.detach()).norm()
-    return 10 * excess
+    excess: Tensor = 10 * relu(triggered - clean.detach()).norm()
+    return excess
 
 
 def latent_distance(features: Tensor, fixed: Tensor, similarity: str) -> Tensor:
