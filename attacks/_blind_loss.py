@@ -90,8 +90,6 @@ class BlindLoss(Objective):
         self._searches = [MaskSearch(shape, settings.mask_plan, generator) for _ in (planted if masked else ())]
         self._centroids = Centroids(classes)
         self._recent: deque[float] = deque(maxlen=_RECENT)
-        self._weights: dict[str, float] = {}
-        self._attacked_steps = 0
 
     def loss(self, network: Network, batch: Batch) -> Tensor:
         if not self._attacks(batch.generator):
@@ -100,16 +98,16 @@ class BlindLoss(Objective):
             return normal
         losses = self.losses(network, batch)
         self._remember(losses["normal"])
-        if self.settings.balance == "mgda" and self._balances():
+        if self.settings.balance == "mgda":
             return self._balanced(network, losses)
-        scales = self._weights or dict(zip(losses, self.settings.scales, strict=True))
+        scales = dict(zip(losses, self.settings.scales, strict=True))
         self.latest = {name: (loss.detach(), scales[name]) for name, loss in losses.items()}
         return torch.stack([scales[name] * loss for name, loss in losses.items() if scales[name]]).sum()
 
     def resumable(self) -> bool:
-        # Masks under search, centroids, recent losses and kept weights are in no module.
+        # Masks under search, centroids and recent losses are in no module.
         stateful = {"neural_cleanse", "mask_norm", "spectral"} & set(self.settings.evasion)
-        return not stateful and self.settings.loss_threshold is None and self.settings.rebalance == 1
+        return not stateful and self.settings.loss_threshold is None
 
     def reported(self) -> Mapping[str, float]:
         losses = {f"Loss_{name}": float(loss) for name, (loss, _) in self.latest.items()}
@@ -172,11 +170,6 @@ class BlindLoss(Objective):
         if self.settings.alternating == 1:
             return True
         return float(torch.rand((), generator=generator)) < self.settings.alternating
-
-    def _balances(self) -> bool:
-        """Whether the weights are sought anew in this step, the first of every `rebalance`."""
-        self._attacked_steps += 1
-        return (self._attacked_steps - 1) % self.settings.rebalance == 0
 
     def _remember(self, normal: Tensor) -> None:
         if self.settings.loss_threshold is not None:
@@ -249,8 +242,9 @@ class BlindLoss(Objective):
                 f"blind: the gradients of all tasks ({', '.join(losses)}) are zero, so that nothing is left to train; "
                 "lower the learning rate"
             ) from None
-        self._weights = dict(zip(losses, weights.tolist(), strict=True))
-        self.latest = {name: (loss.detach(), self._weights[name]) for name, loss in losses.items()}
+        self.latest = {
+            name: (value, float(weight)) for name, value, weight in zip(losses, values, weights, strict=True)
+        }
         combined = []
         for parts in zip(*gradients, strict=True):
             terms = [part * float(weight) for part, weight in zip(parts, weights, strict=True) if part is not None]

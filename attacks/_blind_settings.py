@@ -21,8 +21,7 @@ class BlindSettings:
     """How the blind loss is put together (seeds.md 2.4 to 2.6); the tasks are normal, each backdoor, each evasion.
 
     balance: `mgda` seeks the weights anew at every step from the gradients that `normalise` scales; `fixed` takes
-    `scales`, one a task. rebalance: steps from one balance of `mgda` to the next, the weights staying as they are in
-    between: a step then costs one backward pass instead of one a task. loss_threshold: train on the normal loss alone
+    `scales`, one a task. loss_threshold: train on the normal loss alone
     while the mean of its last 1,000 values is at or above it. poisoning_proportion: the share of each batch that the
     backdoor and evasion losses see, 1 or more for all; clip_batch: at most so many images of it. alternating: the
     probability that a batch is attacked at all.
@@ -39,7 +38,6 @@ class BlindSettings:
 
     balance: Literal["mgda", "fixed"] = "mgda"
     normalise: Normalisation = "loss"
-    rebalance: Count = 1
     scales: tuple[NonNegative, ...] = ()
     loss_threshold: Positive | None = None
     poisoning_proportion: Positive = 1.0
@@ -71,8 +69,6 @@ class BlindSettings:
             raise SettingError("scales: the normal and the backdoor losses all weigh 0; legal: at least one above 0")
         if self.balance == "mgda" and self.scales:
             raise SettingError('scales are given, but balance = "mgda" seeks them itself; legal: balance = "fixed"')
-        if self.balance == "fixed" and self.rebalance > 1:
-            raise SettingError(f'rebalance = {self.rebalance}, but balance = "fixed" never balances; legal: 1')
         if self.balance == "mgda" and count < 2:
             raise SettingError('balance = "mgda" with one task, the normal one; legal: at least one trigger')
 

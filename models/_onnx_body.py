@@ -24,11 +24,14 @@ from ._onnx_graph import BATCH, RESHAPING, Prepared, Shape, prepare
 
 __all__ = ["body_of"]
 
-_KNOWN = (
-    "Abs, Add, AveragePool, BatchNormalization, Clip, Concat, Conv, Div, Elu, Erf, Exp, Flatten, Gelu, Gemm, "
-    "GlobalAveragePool, HardSigmoid, HardSwish, InstanceNormalization, LRN, LeakyRelu, Log, LogSoftmax, MatMul, Max, "
-    "MaxPool, Mean, Min, Mul, Neg, PRelu, Pad, Pow, Reciprocal, ReduceMax, ReduceMean, ReduceSum, Relu, Reshape, Selu, "
-    "Sigmoid, Softmax, Softplus, Softsign, Sqrt, Squeeze, Sub, Sum, Tanh, Transpose, Unsqueeze"
+_KNOWN = frozenset(
+    {
+        *("Abs", "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "Div", "Elu", "Erf", "Exp"),
+        *("Flatten", "Gelu", "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish", "InstanceNormalization", "LRN"),
+        *("LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Mean", "Min", "Mul", "Neg", "PRelu", "Pad"),
+        *("Pow", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Selu", "Sigmoid", "Softmax"),
+        *("Softplus", "Softsign", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Transpose", "Unsqueeze"),
+    }
 )
 _SQUASHING = ("Softmax", "Sigmoid")
 # The last version that says it by attributes, which need no values while the network runs.
@@ -173,8 +176,8 @@ def _check_batch(file: OnnxFile, body: Body, shape: tuple[int, int, int]) -> Non
 
 def _converted(ready: Prepared, node: Any, graph: Any) -> tuple[list[tuple[str, nn.Module]], tuple[str, ...]]:
     """The modules of a node, in order, with their suffixes, and the values that the first takes."""
-    if node.op_type not in _KNOWN.split(", "):
-        raise ready.error(node, f"this operator is not supported; legal: {_KNOWN}")
+    if node.op_type not in _KNOWN:
+        raise ready.error(node, f"this operator is not supported; legal: {', '.join(sorted(_KNOWN))}")
     if len(node.output) != 1:
         raise ready.error(node, f"it has {len(node.output)} outputs; legal: one")
     if node.op_type in RESHAPING:

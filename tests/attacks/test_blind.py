@@ -63,17 +63,6 @@ def test_mgda_weighs_by_the_shortest_combination(view: AttackerView) -> None:
     assert float(total) == pytest.approx(float(one) * float(first) + float(two) * float(second), rel=1e-4)
 
 
-def test_between_two_balances_the_weights_stay(view: AttackerView) -> None:
-    objective, network = Blind(rebalance=3).objective(view), view.tools.new_network().train()
-    seen = []
-    for count in (32, 48, 64, 80):
-        total = objective.loss(network, _batch(view, count))
-        (first, one), (second, two) = objective.latest.values()
-        assert float(total.detach()) == pytest.approx(one * float(first) + two * float(second), rel=1e-4)
-        seen.append(one)
-    assert seen[0] == seen[1] == seen[2] != seen[3]
-
-
 def test_the_threshold_keeps_the_attack_back(view: AttackerView) -> None:
     objective = Blind(loss_threshold=1e-6).objective(view)
     network, batch = view.tools.new_network().train(), _batch(view)
@@ -96,7 +85,6 @@ def test_every_evasion_trains(evasion: str, context: Context, make_case: CaseMak
         (Blind(balance="fixed"), "0 scales for 2 tasks"),
         (Blind(balance="fixed", scales=(0.0, 0.0)), "all weigh 0"),
         (Blind(scales=(0.5, 0.5)), "seeks them itself"),
-        (Blind(balance="fixed", scales=(0.5, 0.5), rebalance=4), "never balances"),
         (Blind(evasion=("ewc", "ewc")), "names a loss twice"),
         (Blind(triggers=(Pixel(), Pixel(target=1))), "2 backdoors are called pixel"),
         (Blind(triggers=(Pattern(column=26),)), "outside digits's 28x28"),

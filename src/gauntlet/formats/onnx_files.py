@@ -140,7 +140,9 @@ def _check_tensor(where: str, name: str, tensor: Any) -> None:
         raise DataError(f"{where}: {name} is declared as {sides[:8]}; legal: at most {_MAX_VALUES:,} values")
     stored = {
         "raw_data": len(tensor.raw_data) / np.dtype(kind).itemsize,
-        **{name: len(getattr(tensor, name)) for name in ("float_data", "int32_data", "int64_data")},
+        "float_data": len(tensor.float_data),
+        "int32_data": len(tensor.int32_data),
+        "int64_data": len(tensor.int64_data),
     }
     due = {each: count if each == ("raw_data" if tensor.raw_data else field) else 0 for each in stored}
     if stored != due or len(tensor.string_data) or len(tensor.double_data) or len(tensor.uint64_data):
