@@ -30,6 +30,7 @@ from gauntlet.mounting import attacker_view
 from gauntlet.network import Network
 from gauntlet.plugin import Kind
 from gauntlet.poisoning import Poisoning
+from gauntlet.precision import autocast
 from gauntlet.progress import Silent
 from gauntlet.recipe import Recipe
 from gauntlet.registry import Registry
@@ -160,9 +161,19 @@ def _arts(network: Network, mnist: TaskData) -> PyTorchClassifier:
     return PyTorchClassifier(copied, loss, shape, classes, clip_values=(0, 1), device_type="cpu")
 
 
-@pytest.mark.parametrize("batch", [128, 512])
-def test_pgd_of_20_steps(small: Network, mnist: TaskData, test_images: torch.Tensor, batch: int, duel: Any) -> None:
-    """batch: of ART's, whose best depends on the network. In float32: bf16 is faster and its loss 0.1 % lower."""
+@pytest.mark.parametrize(("batch", "dtype"), [(128, torch.float32), (128, torch.bfloat16), (512, torch.bfloat16)])
+def test_pgd_of_20_steps(
+    small: Network,
+    mnist: TaskData,
+    test_images: torch.Tensor,
+    batch: int,
+    dtype: torch.dtype,
+    duel: Any,
+    benchmark: Any,
+) -> None:
+    """batch: of ART's, whose best depends on the network. In bf16, as the attacks run it, the loss is that of float32
+    but for a twentieth of a percent in the mean of ten networks, and 0.3 percent on one (docs/benchmarks.md).
+    """
     images, labels = test_images[:1000], mnist.test.open().labels[:1000]
     attack = ProjectedGradientDescentPyTorch(
         _arts(small, mnist), norm=np.inf, eps=0.1, eps_step=0.01, max_iter=20, batch_size=batch, verbose=False
@@ -170,17 +181,18 @@ def test_pgd_of_20_steps(small: Network, mnist: TaskData, test_images: torch.Ten
     array, targets = images.numpy(), labels.numpy()
 
     def ours() -> torch.Tensor:
-        return pgd(
-            small,
-            images,
-            labels,
-            norm="inf",
-            eps=0.1,
-            step=0.01,
-            iterations=20,
-            generator=torch.Generator(),
-            random_start=False,
-        )
+        with autocast(CPU, dtype):
+            return pgd(
+                small,
+                images,
+                labels,
+                norm="inf",
+                eps=0.1,
+                step=0.01,
+                iterations=20,
+                generator=torch.Generator(),
+                random_start=False,
+            )
 
     def theirs() -> Array:
         changed: Array = attack.generate(array, targets)
@@ -193,7 +205,8 @@ def test_pgd_of_20_steps(small: Network, mnist: TaskData, test_images: torch.Ten
         assert changed.max() <= 1
     with torch.no_grad():
         mine, other = (cross_entropy(small(changed), labels).item() for changed in (found, expected))
-    assert mine >= other * (1 - 1e-3)
+    assert mine >= other * (1 - (1e-3 if dtype == torch.float32 else 4e-3))
+    benchmark.extra_info.update(loss=mine, other_loss=other)
     duel(ours, theirs, goal=3, against=f"ART, batch {batch}")
 
 

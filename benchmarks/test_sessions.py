@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
+
+from benchmarks.commands import timed
 
 SUITE = """
 tasks = ["digits"]
@@ -55,14 +54,6 @@ class Project:
         return timed(
             [sys.executable, "-m", "pytest", "--suite=suite.toml", f"--store={store}", "-q", *arguments], self.folder
         )
-
-
-def timed(command: Sequence[str], folder: Path) -> tuple[float, str]:
-    begun = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - begun
-    assert done.returncode == 0, done.stdout + done.stderr
-    return seconds, done.stdout
 
 
 def ratios(count: int) -> list[float]:

@@ -15,6 +15,9 @@ from gauntlet.settings import Positive, Probability
 
 __all__ = ["GaussianAugmentation"]
 
+_AT_ONCE = {"cpu": 256, "cuda": 1 << 16}
+"""Images of noise at once: on a CPU, what its caches hold. Any multiple of 16 values draws the same noise there."""
+
 
 @defense
 @dataclass(frozen=True)
@@ -46,8 +49,11 @@ class GaussianAugmentation(Preprocessing):
             )
 
     def transform(self, images: Images, generator: torch.Generator) -> Images:
-        noise = torch.randn(images.shape, generator=generator, device=generator.device)
-        return noise.mul_(self.sigma).to(images.device).add_(images).clamp_(0, 1)
+        noisy = torch.empty(images.shape, device=images.device)
+        for part in chunks(len(images), _AT_ONCE[images.device.type]):
+            noise = torch.randn(images[part].shape, generator=generator, device=generator.device)
+            torch.clamp(noise.mul_(self.sigma).to(images.device).add_(images[part]), 0, 1, out=noisy[part])
+        return noisy
 
     def transform_training(self, training: ImageSet, generator: torch.Generator) -> ImageSet:
         if not self.augmentation:

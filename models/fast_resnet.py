@@ -83,6 +83,9 @@ class _Stage(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
+        for layer in (self.conv1, self.conv2):
+            # Its first filters begin by handing their input on, the others as they were drawn.
+            nn.init.dirac_(layer.weight[: layer.in_channels])
 
     def forward(self, images: Tensor) -> Tensor:
         active = functional.gelu(self.bn1(functional.max_pool2d(self.conv1(images), 2)))
@@ -95,7 +98,7 @@ class FastResNet(Architecture):
     """A whitening layer and three residual stages: 2.0 million parameters on CIFAR-10, images from 9x9 pixels.
 
     After Jordan 2024, arXiv:2404.00498, and Page 2018, "How to train your ResNet". Differs from them: a residual
-    convolution in every stage, affine batch normalisation, random initial weights, a whitening bias that is trained to
+    convolution in every stage, affine batch normalisation, a whitening bias that is trained to
     the end, no augmentation at test time (it would move the trigger). narrow, middle, wide: channels of the stages.
     """
 

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, pad
 
 import gauntlet.precision
 import gauntlet.training
-from gauntlet.augmentation import augment, crop, flip
+from gauntlet.augmentation import alternating_flip, augment, crop, flip
 from gauntlet.errors import DivergedError, SettingError
 from gauntlet.images import ImageSet, to_float
 from gauntlet.network import Network
@@ -511,6 +511,47 @@ def test_flip_mirrors_about_half_of_the_images() -> None:
     for index in range(400):
         rows = [row[::-1] if mirrored[index] else row for row in images[index, 0].tolist()]
         assert flipped[index, 0].tolist() == rows
+
+
+def test_an_alternating_flip_shows_every_image_both_ways_in_two_epochs() -> None:
+    images = torch.arange(40 * 6).remainder(251).byte().view(40, 1, 2, 3)
+    mirrored = torch.rand(40, generator=torch.Generator().manual_seed(0)) < 0.5
+    first, second, third = (alternating_flip(images, mirrored, epoch) for epoch in range(3))
+    for index in range(40):
+        ways = (images[index], images[index].flip(-1))
+        assert torch.equal(first[index], ways[int(mirrored[index])])
+        assert torch.equal(second[index], ways[1 - int(mirrored[index])])
+    assert torch.equal(third, first)
+
+
+class Listening(Objective):
+    """Plain cross-entropy that keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[Batch] = []
+
+    def loss(self, network: Network, batch: Batch) -> Tensor:
+        self.shown.append(batch)
+        return cross_entropy(network(batch.images), batch.labels)
+
+
+def test_training_mirrors_each_image_in_every_other_epoch() -> None:
+    images = stripes(30)
+    objective = Listening()
+    train(network(), images, 3, objective, epochs=4, batch_size=7, augmentation=["alternating_flip"])
+    per_epoch = math.ceil(30 / 7)
+    epochs = []
+    for start in range(0, len(objective.shown), per_epoch):
+        part = objective.shown[start : start + per_epoch]
+        order = torch.cat([batch.positions for batch in part]).argsort()
+        epochs.append(torch.cat([batch.images for batch in part])[order])
+    assert len(epochs) == 4
+    own = to_float(images.images())
+    mirrored = (epochs[0] != own).flatten(1).any(1)
+    assert 5 < int(mirrored.sum()) < 25
+    for number, found in enumerate(epochs):
+        turned = (mirrored ^ bool(number % 2)).view(-1, 1, 1, 1)
+        assert torch.equal(found, torch.where(turned, own.flip(-1), own))
 
 
 def test_the_recipe_chooses_the_augmentation() -> None:

@@ -8,13 +8,23 @@ from torch.nn.functional import pad
 
 from gauntlet.recipe import Recipe
 
-__all__ = ["augment", "crop", "flip"]
+__all__ = ["alternating_flip", "augment", "crop", "flip"]
 
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image of [N, C, H, W] left to right with probability 1/2."""
     mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
     return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def alternating_flip(images: Tensor, mirrored: Tensor, epoch: int) -> Tensor:
+    """Mirror in even epochs those of [N, C, H, W] that `mirrored`, bool [N], marks, and in odd ones all others.
+
+    Every image is seen both ways within two epochs (Jordan 2024, arXiv:2404.00498, section 3.6), where chance shows a
+    half of them twice the same way.
+    """
+    turned = mirrored ^ bool(epoch % 2)
+    return torch.where(turned.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
@@ -29,10 +39,14 @@ def crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     return padded[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """The recipe's augmentation of one batch."""
+def augment(
+    images: Tensor, recipe: Recipe, generator: torch.Generator, mirrored: Tensor | None = None, epoch: int = 0
+) -> Tensor:
+    """The recipe's augmentation of one batch; mirrored, bool [N], and epoch: see `alternating_flip`."""
     if "crop" in recipe.augmentation:
         images = crop(images, recipe.crop_padding, generator)
     if "flip" in recipe.augmentation:
         images = flip(images, generator)
+    if mirrored is not None:
+        images = alternating_flip(images, mirrored, epoch)
     return images

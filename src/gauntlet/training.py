@@ -101,6 +101,7 @@ def fit(
         progress or Silent(),
         checkpoint,
         curves or Unseen(),
+        _mirrored(recipe, len(images), seed, purpose, device),
     )
     layouts = nullcontext() if recipe.compile else channels_last_gradients(network)
     with randomness.seeded(seed, *purpose, "dropout"), deterministic(), layouts:
@@ -125,6 +126,14 @@ class _Run:
     progress: Progress
     checkpoint: Checkpoint | None
     curves: Curves
+    mirrored: Tensor | None
+    """bool [N]: which images an alternating flip mirrors first; None where the recipe has none."""
+
+
+def _mirrored(recipe: Recipe, count: int, seed: int, purpose: tuple[str, ...], device: torch.device) -> Tensor | None:
+    if "alternating_flip" not in recipe.augmentation:
+        return None
+    return torch.rand(count, generator=randomness.generator(seed, *purpose, "flips")).to(device) < 0.5
 
 
 def _epochs(run: _Run, seed: int, purpose: tuple[str, ...]) -> tuple[EpochLog, ...]:
@@ -196,13 +205,14 @@ def _epoch(
     size = run.recipe.batch_size
     losses = torch.zeros((), device=run.device)
     taken = 0
+    epoch = steps.start // math.ceil(len(order) / size)
     for position, step in enumerate(steps):
         index = order[position * size : (position + 1) * size]
         # Batch normalisation has no variance to go by in a rest of one sample.
         if len(index) < min(2, size, len(order)):
             continue
         optimizers.schedule(step / total)
-        losses += accumulation.backward(_mean_loss(run, index, generator), len(index), optimizers.clear)
+        losses += accumulation.backward(_mean_loss(run, index, epoch, generator), len(index), optimizers.clear)
         optimizers.step()
         if run.recipe.compile and step == 0:
             # What a network settles once, on its first batch, would make two graphs of one.
@@ -211,9 +221,10 @@ def _epoch(
     return float(losses) / max(taken, 1)
 
 
-def _mean_loss(run: _Run, index: Tensor, generator: torch.Generator) -> Callable[[slice], Tensor]:
+def _mean_loss(run: _Run, index: Tensor, epoch: int, generator: torch.Generator) -> Callable[[slice], Tensor]:
     """The loss of a part of the batch that holds the images at `index`."""
-    images = to_batch(augment(run.images.images(index), run.recipe, generator))
+    mirrored = None if run.mirrored is None else run.mirrored[index]
+    images = to_batch(augment(run.images.images(index), run.recipe, generator, mirrored, epoch))
     labels = run.images.labels[index]
 
     def of(part: slice) -> Tensor:
