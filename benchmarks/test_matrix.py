@@ -46,8 +46,8 @@ RECIPE = Recipe(
     momentum=0.6,
     schedule="linear",
 )
-"""Half of the suite mnist_fast's epoch: enough, on a held-out tenth of the training data, for the quality of those three
-(docs/benchmarks.md)."""
+"""Half of the suite mnist_fast's epoch: enough, on a held-out tenth of the training data, for the quality of those
+three (docs/benchmarks.md)."""
 NINE: list[tuple[str, dict[str, Any]]] = [
     ("none", {}),
     ("spatial_smoothing", {"window": 3}),

@@ -10,13 +10,11 @@ from gauntlet.defense import Preprocessing
 from gauntlet.errors import SettingError
 from gauntlet.facts import TaskFacts
 from gauntlet.images import Images, ImageSet, chunks, to_float, to_uint8
+from gauntlet.maths.noise import normal
 from gauntlet.plugin import defense
 from gauntlet.settings import Positive, Probability
 
 __all__ = ["GaussianAugmentation"]
-
-_AT_ONCE = {"cpu": 256, "cuda": 1 << 16}
-"""Images of noise at once: on a CPU, what its caches hold. Any multiple of 16 values draws the same noise there."""
 
 
 @defense
@@ -49,11 +47,7 @@ class GaussianAugmentation(Preprocessing):
             )
 
     def transform(self, images: Images, generator: torch.Generator) -> Images:
-        noisy = torch.empty(images.shape, device=images.device)
-        for part in chunks(len(images), _AT_ONCE[images.device.type]):
-            noise = torch.randn(images[part].shape, generator=generator, device=generator.device)
-            torch.clamp(noise.mul_(self.sigma).to(images.device).add_(images[part]), 0, 1, out=noisy[part])
-        return noisy
+        return normal(images.shape, generator).mul_(self.sigma).to(images.device).add_(images).clamp_(0, 1)
 
     def transform_training(self, training: ImageSet, generator: torch.Generator) -> ImageSet:
         if not self.augmentation:
