@@ -98,8 +98,8 @@ class FastResNet(Architecture):
     """A whitening layer and three residual stages: 2.0 million parameters on CIFAR-10, images from 9x9 pixels.
 
     After Jordan 2024, arXiv:2404.00498, and Page 2018, "How to train your ResNet". Differs from them: a residual
-    convolution in every stage, affine batch normalisation, a whitening bias that is trained to
-    the end, no augmentation at test time (it would move the trigger). narrow, middle, wide: channels of the stages.
+    convolution in every stage, affine batch normalisation, a whitening bias that is trained to the end, no augmentation
+    at test time (it would move the trigger). narrow, middle, wide: channels of the stages.
     """
 
     feature_layer: ClassVar[str] = "flatten"

@@ -20,7 +20,7 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
 def alternating_flip(images: Tensor, mirrored: Tensor, epoch: int) -> Tensor:
     """Mirror in even epochs those of [N, C, H, W] that `mirrored`, bool [N], marks, and in odd ones all others.
 
-    Every image is seen both ways within two epochs (Jordan 2024, arXiv:2404.00498, section 3.6), where chance shows a
+    Every image is seen both ways within two epochs (Jordan 2024, arXiv:2404.00498), where chance shows a
     half of them twice the same way.
     """
     turned = mirrored ^ bool(epoch % 2)
