@@ -114,7 +114,7 @@ def victim(mnist: TaskData) -> Victim:
         **common,
         victim=network,
         reserve=mnist.reserve(0),
-        delivered=delivered,
+        deliver=lambda: delivered,
         represent=lambda images: features(network, images, RECIPE, CPU),
     )
     return Victim(view, poison.poisoned)
@@ -125,8 +125,7 @@ def victim(mnist: TaskData) -> Victim:
 def test_20000_mnist_images(name: str, goal: float, way: str, victim: Victim, duel: Any, elsewhere: Any) -> None:
     """`features given`: ours where another defense of the same victim has computed them; ART always computes them."""
     defense = REGISTRY.build(Kind.DEFENSE, name, {})
-    delivered = victim.view.delivered
-    assert delivered is not None
+    delivered = victim.view.training
     art = elsewhere(Art, copy.deepcopy(victim.view.victim), delivered.images(), delivered.labels)
     theirs = partial(art, methodcaller("removed", name))
     if way == "features given":

@@ -83,6 +83,6 @@ def view_on(victim: Network, reserve: ImageSet, classes: int = 10, seed: int = 5
         tools=Tools(),
         victim=victim.eval(),
         reserve=reserve,
-        delivered=None,
+        deliver=None,
         represent=lambda images: images.images().flatten(1).float(),
     )

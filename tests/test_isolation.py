@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from gauntlet.architecture import Architecture
+from gauntlet.defending import defender_view
 from gauntlet.defense import Filter, InputDetector, Inspection, ModelVerdict, Preprocessing, Scorer
-from gauntlet.errors import GauntletError, SettingError
+from gauntlet.errors import GauntletError, LeakError, SettingError
 from gauntlet.fingerprint import fingerprint
+from gauntlet.guard import Role, acting_as
 from gauntlet.images import Images
+from gauntlet.mounting import mount
 from gauntlet.options import Options
-from gauntlet.pipeline import Context, run
+from gauntlet.pipeline import Context, run, tools_for
 from gauntlet.plugin import Kind, name_of
 from gauntlet.recipe import Recipe
 from gauntlet.records import SeedScore
@@ -114,6 +117,21 @@ def test_features_are_those_of_the_set_as_it_was_delivered(own: Context, make_ca
         scored(own, make_case, ChangingFilter(blacken))
     assert torch.equal(*FEATURES)
     assert FEATURES[0].std(0).max() > 0
+
+
+def test_the_set_behind_what_is_delivered_stays_closed(own: Context, make_case: CaseMaker) -> None:
+    """The copy doesn't tell which images were changed; what it is made of does."""
+    case = make_case("badnets", "fine_tuning", model="shallow_net", recipe=SHORT)
+    tools = tools_for(case, 0, own)
+    mounted = mount(case.attack, tools).value
+    view = defender_view(case.defense, case.attack, mounted, mounted.network, case.reserve, tools)
+    assert view.deliver is not None
+    with acting_as(Role.DEFENDER):
+        with pytest.raises(LeakError, match="which training images were changed"):
+            view.deliver._source.open()  # type: ignore[attr-defined]
+        assert view.training is view.training
+        assert not len(view.training.changed)
+    assert torch.equal(view.training.images(), mounted.training.images())
 
 
 def test_code_that_is_edited_during_a_session_counts_as_it_was_loaded(tmp_path: Path) -> None:

@@ -376,10 +376,10 @@ def test_the_defender_cant_count_the_poison_from_the_facts(attack: str, own: Con
     mounted = mount(case.attack, tools).value
     view = defender_view(case.defense, case.attack, mounted, mounted.network, case.reserve, tools)
     shown = torch.tensor(view.facts.train_counts)
-    if view.delivered is None:
+    if view.deliver is None:
         assert not shown.any()
     else:
-        assert torch.equal(shown, torch.bincount(view.delivered.labels, minlength=view.facts.classes))
+        assert torch.equal(shown, torch.bincount(view.training.labels, minlength=view.facts.classes))
 
 
 def test_the_defender_holds_its_budget_of_clean_images_and_no_more(own: Context, make_case: CaseMaker) -> None:

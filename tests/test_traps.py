@@ -186,7 +186,7 @@ def _show_everything(patch: pytest.MonkeyPatch) -> None:
 
     def tell(defense: Any, attack: Any, mounted: Any, *rest: Any) -> Any:
         view = real(defense, attack, mounted, *rest)
-        object.__setattr__(view, "delivered", mounted.training)
+        object.__setattr__(view, "deliver", lambda: mounted.training)
         object.__setattr__(view, "attack", attack)
         return view
 
@@ -214,7 +214,7 @@ def check_t4(bench: Bench) -> None:
     shown = {name: value for name, value in vars(view).items() if name != "tools"}
     assert set(shown) == {
         *("facts", "architecture", "recipe", "seed", "device"),
-        *("victim", "reserve", "delivered", "represent"),
+        *("victim", "reserve", "deliver", "represent"),
     }
     assert not len(view.training.changed)
     assert torch.equal(view.training.rows, torch.arange(len(view.training)))

@@ -30,7 +30,7 @@ from gauntlet.facts import TaskFacts
 from gauntlet.federated.federation import Federation
 from gauntlet.federated.updates import Trajectory
 from gauntlet.fingerprint import fingerprint, versions
-from gauntlet.guard import Role, acting_as
+from gauntlet.guard import Role, Sealed, acting_as
 from gauntlet.images import ImageSet
 from gauntlet.keys import key
 from gauntlet.mounting import attacker_view, rounds_of, trajectory_in, victim_spec
@@ -98,10 +98,9 @@ def defender_view(
     defense: Defense, attack: Attack, mounted: Mounted, victim: Network, reserve: int, tools: EngineTools
 ) -> DefenderView:
     """What the defender may see; an OracleView for a reference column."""
-    # The second labels are the attacker's knowledge: the data's maker annotated classes.
-    delivered = mounted.training.without_auxiliary().materialised() if attack.delivers_data else None
+    delivery = _Delivery(mounted.training) if attack.delivers_data else None
     shown: dict[str, Any] = {
-        "facts": _facts_for_defender(tools.data.facts, delivered),
+        "facts": _facts_for_defender(tools.data.facts, mounted.training.labels if attack.delivers_data else None),
         "architecture": tools.architecture,
         "recipe": tools.recipe,
         "seed": tools.seed,
@@ -111,23 +110,45 @@ def defender_view(
         "victim": victim,
         # A base of its own: the pool behind it holds more images than the budget, and serves other cases too.
         "reserve": tools.data.reserve(reserve).without_auxiliary().materialised(),
-        "delivered": delivered,
-        "represent": _represented(mounted, delivered, key(victim_spec(attack, tools)), tools),
+        "deliver": delivery,
+        "represent": _represented(mounted, delivery, key(victim_spec(attack, tools)), tools),
     }
     if isinstance(defense, Reference):
         return OracleView(**shown, clean_training=tools.data.training, poisoned=mounted.poisoned)
     return DefenderView(**shown)
 
 
+class _Delivery:
+    """The training set as the attacker hands it over: a copy, made when a defense first asks for it, as few do."""
+
+    __slots__ = ("_copy", "_source")
+
+    def __init__(self, training: ImageSet) -> None:
+        # The second labels are the attacker's knowledge: the data's maker annotated classes. Which images were changed
+        # is what the copy doesn't tell.
+        self._source = Sealed("which training images were changed", training.without_auxiliary())
+        self._copy: ImageSet | None = None
+
+    def __call__(self) -> ImageSet:
+        if self._copy is None:
+            with acting_as(Role.ENGINE):
+                self._copy = self._source.open().materialised()
+        return self._copy
+
+    def made(self, images: ImageSet) -> bool:
+        """Whether `images` is the copy."""
+        return images is self._copy
+
+
 def _represented(
-    mounted: Mounted, delivered: ImageSet | None, victim_key: str, tools: EngineTools
+    mounted: Mounted, delivery: _Delivery | None, victim_key: str, tools: EngineTools
 ) -> Callable[[ImageSet], Tensor]:
     """The untouched victim's features of any images; defenses of one victim share those of the delivered set."""
     network, training, recipe = mounted.network, mounted.training, tools.recipe
     device, memory = tools.device, tools.memory
 
     def represent(images: ImageSet) -> Tensor:
-        if images is not delivered:
+        if delivery is None or not delivery.made(images):
             return features(network, images, recipe, device)
         with acting_as(Role.ENGINE):
             # Of the engine's own set: a defense may have changed what it was delivered.
@@ -139,9 +160,9 @@ def _represented(
     return represent
 
 
-def _facts_for_defender(facts: TaskFacts, delivered: ImageSet | None) -> TaskFacts:
-    """The class counts of the delivered set: those of the clean one beside it would name the target and the poison."""
-    labels = delivered.labels if delivered is not None else torch.empty(0, dtype=torch.int64)
+def _facts_for_defender(facts: TaskFacts, delivered: Tensor | None) -> TaskFacts:
+    """The class counts of the delivered labels: the clean ones beside them would name the target and the poison."""
+    labels = delivered if delivered is not None else torch.empty(0, dtype=torch.int64)
     return replace(facts, train_counts=tuple(torch.bincount(labels, minlength=facts.classes).tolist()))
 
 

@@ -72,20 +72,21 @@ class AttackerView(_Player):
 class DefenderView(_Player):
     """The victim (a copy that may be changed, eval mode), the clean reserve, and the training set as delivered.
 
-    Neither the attack, nor which samples are poisoned, nor any test image is here.
+    deliver: gives the training set, a copy that is made when it is first asked for; None where a model alone was handed
+    over. Neither the attack, nor which samples are poisoned, nor any test image is here.
     """
 
     victim: Network
     reserve: ImageSet
-    delivered: ImageSet | None
+    deliver: Callable[[], ImageSet] | None
     represent: Callable[[ImageSet], Tensor]
 
     @property
     def training(self) -> ImageSet:
         """The (poisoned) training set; NotApplicableError when the attacker handed over a trained model only."""
-        if self.delivered is None:
+        if self.deliver is None:
             raise NotApplicableError("the attacker hands over a trained model: there is no training set to work on")
-        return self.delivered
+        return self.deliver()
 
     @property
     def training_features(self) -> Tensor:

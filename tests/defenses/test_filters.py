@@ -71,7 +71,7 @@ def plain(mounted: Mounting) -> DefenderView:
 def given(view: DefenderView, points: Tensor, labels: Tensor) -> DefenderView:
     """The same view with these features and labels."""
     images = ImageSet.of(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
-    return replace(view, delivered=images, represent=lambda _: points)
+    return replace(view, deliver=lambda: images, represent=lambda _: points)
 
 
 def heaps(clean: int, poison: int, columns: int = 128, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_verdict_and_leaves_the_features_alone(
 @pytest.mark.parametrize("defense", FILTERS, ids=repr)
 def test_without_a_training_set_there_is_nothing_to_filter(defense: Filter, plain: DefenderView) -> None:
     with pytest.raises(NotApplicableError, match="no training set"):
-        defense.keep(replace(plain, delivered=None))
+        defense.keep(replace(plain, deliver=None))
 
 
 # ------------------------------------------------------------------------------------------------------------ settings

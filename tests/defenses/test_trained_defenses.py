@@ -116,7 +116,7 @@ def oracle() -> OracleView:
         tools=tools,
         victim=tools.new_network().eval(),
         reserve=RESERVE,
-        delivered=delivered,
+        deliver=lambda: delivered,
         represent=lambda images: images.images().flatten(1).float(),
         clean_training=CLEAN,
         poisoned=poisoned,
@@ -134,7 +134,7 @@ def defenders(view: OracleView) -> DefenderView:
         "tools",
         "victim",
         "reserve",
-        "delivered",
+        "deliver",
         "represent",
     )
     return DefenderView(**{name: vars(view)[name] for name in shown})
@@ -205,7 +205,7 @@ def test_without_poison_a_filter_is_training_on_what_was_delivered(oracle: Oracl
 @pytest.mark.parametrize("reference", [PerfectFilter(), RandomFilter()], ids=repr)
 def test_where_there_is_nothing_to_filter_the_reason_is_given(oracle: OracleView, reference: Reference) -> None:
     with pytest.raises(NotApplicableError, match="no training set"):
-        reference.rebuild(replace(oracle, delivered=None, poisoned=None))
+        reference.rebuild(replace(oracle, deliver=None, poisoned=None))
     with pytest.raises(NotApplicableError, match="doesn't say which"):
         reference.rebuild(replace(oracle, poisoned=None))
     with pytest.raises(NotApplicableError, match="every delivered sample is poisoned"):
@@ -256,11 +256,11 @@ def test_pgd_training_asks_for_the_demos_adversary(oracle: OracleView) -> None:
 
 def test_pgd_training_without_a_training_set_is_not_applicable(oracle: OracleView) -> None:
     with pytest.raises(NotApplicableError, match="no training set"):
-        PgdTraining().train(replace(defenders(oracle), delivered=None))
+        PgdTraining().train(replace(defenders(oracle), deliver=None))
 
 
 def test_pgd_training_withstands_the_attack_that_it_learnt(oracle: OracleView) -> None:
-    view = replace(defenders(oracle), delivered=CLEAN)
+    view = replace(defenders(oracle), deliver=lambda: CLEAN)
     robust, plain = PgdTraining(eps=0.1, step=0.025).train(view), CleanRetrain().rebuild(oracle)
     images, labels = to_float(HELD_OUT.images()), HELD_OUT.labels
 
