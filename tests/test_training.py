@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -496,6 +497,17 @@ def test_crop_equals_brute_force(count: int, height: int, width: int, padding: i
         assert torch.equal(cropped[index], whole[:, top : top + height, left : left + width])
 
 
+@given(height=st.integers(1, 6), width=st.integers(1, 6), padding=st.integers(1, 9))
+def test_what_a_crop_reflects_equals_numpy(height: int, width: int, padding: int) -> None:
+    images = torch.arange(3 * 2 * height * width).remainder(251).byte().view(3, 2, height, width)
+    cropped = crop(images, padding, torch.Generator().manual_seed(height), "reflect")
+    drawn = torch.randint(0, 2 * padding + 1, (2, 3, 1), generator=torch.Generator().manual_seed(height))
+    whole = torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), *((padding, padding),) * 2), mode="reflect"))
+    for index in range(3):
+        top, left = int(drawn[0, index]), int(drawn[1, index])
+        assert torch.equal(cropped[index], whole[index, :, top : top + height, left : left + width])
+
+
 def test_crop_draws_every_shift_for_each_image_by_itself() -> None:
     dots = torch.zeros(400, 1, 5, 5, dtype=torch.uint8)
     dots[:, :, 2, 2] = 255
@@ -563,6 +575,16 @@ def test_the_recipe_chooses_the_augmentation() -> None:
         assert (found.dtype, found.shape) == (torch.uint8, images.shape)
         assert torch.equal(found, images) is (not chosen)
     assert torch.equal(images, before)
+    zeros, reflected = (
+        augment(images, Recipe(augmentation=("crop",), crop_fill=fill), torch.Generator().manual_seed(0))
+        for fill in ("zeros", "reflect")
+    )
+    assert not torch.equal(zeros, reflected)
+
+
+def test_two_kinds_of_flips_are_refused() -> None:
+    with pytest.raises(SettingError, match=r"^recipe: augmentation names both flip and alternating_flip; legal: one"):
+        build(Recipe, {"augmentation": ["flip", "alternating_flip"]}, "recipe")
 
 
 # -------------------------------------------------------------------------------------- objectives, modes, predictions

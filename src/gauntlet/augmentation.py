@@ -27,16 +27,31 @@ def alternating_flip(images: Tensor, mirrored: Tensor, epoch: int) -> Tensor:
     return torch.where(turned.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
-def crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Shift each image of [N, C, H, W] by up to `padding` pixels each way; zeros come in."""
+def crop(images: Tensor, padding: int, generator: torch.Generator, fill: str = "zeros") -> Tensor:
+    """Shift each image of [N, C, H, W] by up to `padding` pixels each way.
+
+    fill: what comes in, `zeros` or with `reflect` what lies as far inside the border (which isn't repeated).
+    """
     count, _, height, width = images.shape
     shifts = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=generator.device)
     shifts = shifts.to(images.device)
     rows = shifts[0] + torch.arange(height, device=images.device)
     columns = shifts[1] + torch.arange(width, device=images.device)
-    padded = pad(images, (padding,) * 4).permute(0, 2, 3, 1)
+    if fill == "reflect":
+        rows, columns = _reflected(rows - padding, height), _reflected(columns - padding, width)
+        padded = images.permute(0, 2, 3, 1)
+    else:
+        padded = pad(images, (padding,) * 4).permute(0, 2, 3, 1)
     samples = torch.arange(count, device=images.device).view(-1, 1, 1)
     return padded[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _reflected(places: Tensor, size: int) -> Tensor:
+    """Places on a line, brought into [0, size) by reflections at its first and its last one."""
+    if size == 1:
+        return torch.zeros_like(places)
+    there = places.remainder(2 * size - 2)
+    return torch.minimum(there, 2 * size - 2 - there)
 
 
 def augment(
@@ -44,7 +59,7 @@ def augment(
 ) -> Tensor:
     """The recipe's augmentation of one batch; mirrored, bool [N], and epoch: see `alternating_flip`."""
     if "crop" in recipe.augmentation:
-        images = crop(images, recipe.crop_padding, generator)
+        images = crop(images, recipe.crop_padding, generator, recipe.crop_fill)
     if "flip" in recipe.augmentation:
         images = flip(images, generator)
     if mirrored is not None:

@@ -18,9 +18,10 @@ class Recipe:
 
     epochs may be a fraction: 0.5 runs half of the batches. validation_split holds out a stratified share of the
     training data; early stopping looks at that share alone, and counts as better what is lower by min_delta.
-    augmentation: `crop` pads by `crop_padding` pixels and crops at random, `flip` mirrors at random,
-    `alternating_flip` mirrors a random half in the first epoch, the other in the second, and so on; all act on images
-    that already carry the trigger. label_smoothing is plain cross-entropy's; other objectives have none.
+    augmentation: `crop` pads by `crop_padding` pixels, with `crop_fill` (`reflect`: the image's own, mirrored at its
+    border), and crops at random; `flip` mirrors at random; `alternating_flip`, in its stead, mirrors a random half in
+    the first epoch, the other in the second, and so on; all act on images that already carry the trigger.
+    label_smoothing is plain cross-entropy's; other objectives have none.
     momentum is that of `sgd` and `muon`. `amsgrad` is Adam with the AMSGrad correction (Reddi et al. 2018,
     arXiv:1904.09237). `muon` updates the weights of hidden layers; biases, normalisation and the
     last layer get Adam at `rest_rate`, on the same schedule and without weight decay. precision `auto` takes bf16
@@ -39,6 +40,7 @@ class Recipe:
     gamma: Positive = 0.1
     augmentation: tuple[Literal["crop", "flip", "alternating_flip"], ...] = ()
     crop_padding: Count = 4
+    crop_fill: Literal["zeros", "reflect"] = "zeros"
     label_smoothing: Probability = 0.0
     validation_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
     early_stopping: bool = False
@@ -50,3 +52,5 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.early_stopping and not self.validation_split:
             raise ValueError("early_stopping needs a validation_split above 0, since it may not look at test data")
+        if {"flip", "alternating_flip"} <= set(self.augmentation):
+            raise ValueError("augmentation names both flip and alternating_flip; legal: one of them")
