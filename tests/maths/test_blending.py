@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gauntlet.maths import blending
 from gauntlet.maths.blending import blend, blend_entropies, entropy
+from gauntlet.network import Network
 
 FP32 = torch.float32
 
@@ -60,7 +61,7 @@ def test_a_blend_is_a_clipped_sum_and_leaves_its_parts_alone(own: float, other: 
     assert torch.equal(one, pictures(3, seed))
 
 
-@pytest.mark.parametrize(("own", "other"), [(1.0, 1.0), (0.5, 0.5), (0.3, 0.9)])
+@pytest.mark.parametrize(("own", "other"), [(1.0, 1.0), (0.5, 0.5), (0.3, 0.9), (0.2, 0.5)])
 def test_the_mean_entropies_are_those_of_a_loop_over_every_pair(network: nn.Module, own: float, other: float) -> None:
     images, pool = pictures(9, 0), pictures(31, 1)
     found = blend_entropies(network, images, pool, own=own, other=other, dtype=FP32)
@@ -98,13 +99,44 @@ def test_a_pass_is_as_small_as_promised(network: nn.Module) -> None:
     network.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
     blend_entropies(network, pictures(7, 0), pictures(50, 1), own=1, other=1, dtype=FP32)
 
-    assert sizes == [128, 128, 94]
+    assert sizes == [100, 100, 100, 50]
 
 
-def test_bf16_tells_nearly_the_same(network: nn.Module) -> None:
+@pytest.mark.parametrize(("other", "calls"), [(0.5, 7 + 50 + 1), (0.6, 7 * 50)])
+def test_a_first_convolution_is_computed_once_an_image_where_nothing_is_clipped(
+    network: nn.Sequential, other: float, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, seen = network[0], []
+    assert isinstance(first, nn.Conv2d)
+
+    def counting(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return nn.Conv2d.forward(first, images)
+
+    monkeypatch.setitem(vars(first), "forward", counting)
+    blend_entropies(network, pictures(7, 0), pictures(50, 1), own=0.5, other=other, dtype=FP32)
+
+    assert sum(seen) == calls
+
+
+@pytest.mark.parametrize("where", ["network", "body", "body.0", "normalise"])
+def test_who_listens_hears_every_blend(network: nn.Sequential, where: str) -> None:
+    whole, heard = Network(network, [0.4, 0.5], [0.2, 0.3], "3", "0").eval(), []
+    images, pool = pictures(7, 0), pictures(50, 1)
+    expected = blend_entropies(whole, images, pool, own=0.5, other=0.5, dtype=FP32)
+    layer = whole if where == "network" else whole.get_submodule(where)
+    layer.register_forward_hook(lambda _module, inputs, _output: heard.append(len(inputs[0])))
+    found = blend_entropies(whole, images, pool, own=0.5, other=0.5, dtype=FP32)
+
+    assert sum(heard) == 7 * 50
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_bf16_tells_nearly_the_same(network: nn.Module, share: float) -> None:
     images, pool = pictures(20, 0), pictures(30, 1)
     exact, rough = (
-        blend_entropies(network, images, pool, own=1, other=1, dtype=dtype) for dtype in (FP32, torch.bfloat16)
+        blend_entropies(network, images, pool, own=share, other=share, dtype=dtype) for dtype in (FP32, torch.bfloat16)
     )
 
     torch.testing.assert_close(rough, exact, atol=0.02, rtol=0)

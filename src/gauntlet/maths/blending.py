@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +14,11 @@ from torch.nn.functional import log_softmax
 
 from gauntlet.images import Images, chunks
 from gauntlet.inference import inference
+from gauntlet.network import Network
 
 __all__ = ["blend", "blend_entropies", "entropy"]
+
+_Map: TypeAlias = Callable[[Tensor], Tensor]
 
 _AT_ONCE = {"cpu": 128, "cuda": 2048}
 """Blends a pass: on a CPU, what its caches hold."""
@@ -19,7 +26,7 @@ _AT_ONCE = {"cpu": 128, "cuda": 2048}
 
 def blend(images: Images, others: Images, own: float, other: float) -> Images:
     """own * images + other * others, clipped to [0, 1]; shapes broadcast."""
-    return torch.mul(images, own).add_(others, alpha=other).clamp_(0, 1)
+    return torch.add(images * own, others, alpha=other).clamp_(0, 1)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -35,12 +42,63 @@ def blend_entropies(
 
     images: float [N, C, H, W] in [0, 1]; pool: float [P, C, H, W], P >= 1, on the same device. The network is called in
     the mode that it is in: eval mode judges every image by itself, but for rounding. dtype: see `gauntlet.precision`.
+    Where nothing can be clipped, a first convolution is computed for each image and each of the pool, and not for each
+    pair: that of a blend is the blend of theirs.
     """
-    count = len(pool)
-    found = torch.empty(len(images) * count, device=images.device)
-    pairs = torch.arange(len(found), device=images.device)
+    at_once = _AT_ONCE[images.device.type]
+    found = torch.empty(len(images), len(pool), device=images.device)
+    way = _way(network, own, other)
     with inference(network, images.device, dtype):
-        for part in chunks(len(found), _AT_ONCE[images.device.type]):
-            mixed = blend(images[pairs[part] // count], pool[pairs[part] % count], own, other)
-            found[part] = entropy(network(mixed.contiguous(memory_format=torch.channels_last)))
-    return found.view(-1, count).mean(1)
+        for partners in chunks(len(pool), at_once):
+            theirs = _channels_last(way.of_partners(pool[partners]))[None]
+            for some in chunks(len(images), at_once):
+                mine = _channels_last(way.of_images(images[some]))[:, None]
+                each = max(1, at_once // theirs.shape[1])
+                pairs = (way.mix(mine[few], theirs).flatten(0, 1) for few in chunks(len(mine), each))
+                told = [entropy(way.rest(part.permute(0, 3, 1, 2))) for part in pairs]
+                found[some, partners] = torch.cat(told).view(len(mine), -1)
+    return found.mean(1)
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    """[N, C, H, W] to a contiguous [N, H, W, C]."""
+    return maps.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What is computed once of each image and of each partner, how the two are mixed, and what is left for the pair."""
+
+    of_images: _Map
+    of_partners: _Map
+    mix: Callable[[Tensor, Tensor], Tensor]
+    rest: _Map
+
+
+def _way(network: nn.Module, own: float, other: float) -> _Way:
+    ends = _ends(network) if own + other <= 1 else None
+    if ends is None:
+        return _Way(_same, _same, partial(blend, own=own, other=other), network)
+    first, rest = ends
+
+    def of_partners(images: Images) -> Tensor:
+        # What is neither own nor other is black.
+        return other * first(images) + (1 - own - other) * first(torch.zeros_like(images[:1]))
+
+    return _Way(lambda images: own * first(images), of_partners, torch.add, rest)
+
+
+def _same(images: Images) -> Tensor:
+    return images
+
+
+def _ends(network: nn.Module) -> tuple[_Map, _Map] | None:
+    """A first convolution with the normalisation before it, and the layers after it; None where there is none such."""
+    body = network.body if isinstance(network, Network) else network
+    if type(body) is not nn.Sequential or not body or type(body[0]) is not nn.Conv2d:
+        return None
+    before = network.normalise if isinstance(network, Network) else nn.Identity()
+    first = nn.Sequential(before, body[0])
+    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in (network, body, *first)):
+        return None
+    return first, body[1:]
