@@ -99,11 +99,11 @@ def test_a_pass_is_as_small_as_promised(network: nn.Module) -> None:
     network.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
     blend_entropies(network, pictures(7, 0), pictures(50, 1), own=1, other=1, dtype=FP32)
 
-    assert sizes == [100, 100, 100, 50]
+    assert sizes == [150, 150, 50]
 
 
 @pytest.mark.parametrize(("other", "calls"), [(0.5, 7 + 50 + 1), (0.6, 7 * 50)])
-def test_a_first_convolution_is_computed_once_an_image_where_nothing_is_clipped(
+def test_what_is_affine_is_computed_once_an_image_where_nothing_is_clipped(
     network: nn.Sequential, other: float, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, seen = network[0], []

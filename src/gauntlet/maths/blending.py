@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import TypeAlias
 
 import torch
@@ -20,7 +21,7 @@ __all__ = ["blend", "blend_entropies", "entropy"]
 
 _Map: TypeAlias = Callable[[Tensor], Tensor]
 
-_AT_ONCE = {"cpu": 128, "cuda": 2048}
+_AT_ONCE = {"cpu": 160, "cuda": 2048}
 """Blends a pass: on a CPU, what its caches hold."""
 
 
@@ -42,13 +43,13 @@ def blend_entropies(
 
     images: float [N, C, H, W] in [0, 1]; pool: float [P, C, H, W], P >= 1, on the same device. The network is called in
     the mode that it is in: eval mode judges every image by itself, but for rounding. dtype: see `gauntlet.precision`.
-    Where nothing can be clipped, a first convolution is computed for each image and each of the pool, and not for each
-    pair: that of a blend is the blend of theirs.
+    Where nothing can be clipped, what a network begins with up to its first ReLU or pool is computed for each image and
+    each of the pool, and not for each pair: that of a blend is the blend of theirs.
     """
     at_once = _AT_ONCE[images.device.type]
     found = torch.empty(len(images), len(pool), device=images.device)
     way = _way(network, own, other)
-    with inference(network, images.device, dtype):
+    with inference(way.first, images.device, dtype), inference(way.rest, images.device, dtype):
         for partners in chunks(len(pool), at_once):
             theirs = _channels_last(way.of_partners(pool[partners]))[None]
             for some in chunks(len(images), at_once):
@@ -67,38 +68,49 @@ def _channels_last(maps: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Way:
-    """What is computed once of each image and of each partner, how the two are mixed, and what is left for the pair."""
+    """first, of which something is computed for each image and each partner, how the two are mixed, and what is left
+    for the pair.
+    """
 
+    first: nn.Module
     of_images: _Map
     of_partners: _Map
     mix: Callable[[Tensor, Tensor], Tensor]
-    rest: _Map
+    rest: nn.Module
 
 
 def _way(network: nn.Module, own: float, other: float) -> _Way:
     ends = _ends(network) if own + other <= 1 else None
     if ends is None:
-        return _Way(_same, _same, partial(blend, own=own, other=other), network)
+        same = nn.Identity()
+        return _Way(same, same, same, partial(blend, own=own, other=other), network)
     first, rest = ends
 
     def of_partners(images: Images) -> Tensor:
         # What is neither own nor other is black.
-        return other * first(images) + (1 - own - other) * first(torch.zeros_like(images[:1]))
+        maps: Tensor = other * first(images) + (1 - own - other) * first(torch.zeros_like(images[:1]))
+        return maps
 
-    return _Way(lambda images: own * first(images), of_partners, torch.add, rest)
-
-
-def _same(images: Images) -> Tensor:
-    return images
+    return _Way(first, lambda images: own * first(images), of_partners, torch.add, rest)
 
 
-def _ends(network: nn.Module) -> tuple[_Map, _Map] | None:
-    """A first convolution with the normalisation before it, and the layers after it; None where there is none such."""
+def _ends(network: nn.Module) -> tuple[nn.Sequential, nn.Sequential] | None:
+    """The convolutions and normalisations, affine all, that a Sequential begins with, and the layers after them; None
+    where it begins with something else, or somebody listens.
+    """
     body = network.body if isinstance(network, Network) else network
-    if type(body) is not nn.Sequential or not body or type(body[0]) is not nn.Conv2d:
+    if type(body) is not nn.Sequential:
         return None
-    before = network.normalise if isinstance(network, Network) else nn.Identity()
-    first = nn.Sequential(before, body[0])
+    affine = list(takewhile(_is_affine, body))
+    if not any(type(layer) is nn.Conv2d for layer in affine):
+        return None
+    first = [network.normalise, *affine] if isinstance(network, Network) else affine
     if any(layer._forward_hooks or layer._forward_pre_hooks for layer in (network, body, *first)):
         return None
-    return first, body[1:]
+    return nn.Sequential(*first), body[len(affine) :]
+
+
+def _is_affine(layer: nn.Module) -> bool:
+    if type(layer) is nn.BatchNorm2d:
+        return not layer.training and layer.running_var is not None
+    return type(layer) is nn.Conv2d
