@@ -10,7 +10,7 @@ from torch import nn
 
 from gauntlet.architecture import Architecture
 from gauntlet.facts import TaskFacts
-from gauntlet.layers import glorot_uniform, require_side
+from gauntlet.layers import Dropout, glorot_uniform, require_side
 from gauntlet.plugin import model, name_of
 
 __all__ = ["AlexNet"]
@@ -67,10 +67,10 @@ class AlexNet(Architecture):
             flatten=nn.Flatten(),
             dense1=nn.Linear(flat, 4096),
             tanh1=nn.Tanh(),
-            dropout1=nn.Dropout(0.5),
+            dropout1=Dropout(0.5),
             dense2=nn.Linear(4096, 4096),
             tanh2=nn.Tanh(),
-            dropout2=nn.Dropout(0.5),
+            dropout2=Dropout(0.5),
             output=nn.Linear(4096, classes),
         )
         return glorot_uniform(nn.Sequential(layers))

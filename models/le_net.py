@@ -10,7 +10,7 @@ from torch import nn
 
 from gauntlet.architecture import Architecture
 from gauntlet.facts import TaskFacts
-from gauntlet.layers import glorot_uniform, require_side
+from gauntlet.layers import Dropout, glorot_uniform, require_side
 from gauntlet.plugin import model, name_of
 
 __all__ = ["LeNet"]
@@ -39,11 +39,11 @@ class LeNet(Architecture):
             conv2=nn.Conv2d(32, 64, 3),
             relu2=nn.ReLU(),
             pool=nn.MaxPool2d(2),
-            dropout1=nn.Dropout(0.25),
+            dropout1=Dropout(0.25),
             flatten=nn.Flatten(),
             dense=nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128),
             relu3=nn.ReLU(),
-            dropout2=nn.Dropout(0.5),
+            dropout2=Dropout(0.5),
             output=nn.Linear(128, classes),
         )
         return glorot_uniform(nn.Sequential(layers))

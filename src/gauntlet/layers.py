@@ -1,17 +1,47 @@
-"""What several architectures share: Keras's initialisation and the refusal of images that are too small."""
+"""What several architectures share: dropout, Keras's initialisation, the refusal of images that are too small."""
 
 from __future__ import annotations
 
 from typing import TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gauntlet.errors import SettingError
 from gauntlet.facts import TaskFacts
 
-__all__ = ["glorot_uniform", "kaiming_normal", "require_side"]
+__all__ = ["Dropout", "glorot_uniform", "kaiming_normal", "require_side"]
 
 M = TypeVar("M", bound=nn.Module)
+
+_ALL_64_BITS = -(2**63)
+
+
+class Dropout(nn.Dropout):
+    """torch's dropout, whose masks take a quarter of the time on a CPU: a byte or two of a random word decide a value.
+
+    p is rounded to the next of 65,536 steps. On other devices, and inside torch.func or torch.compile, it is torch's.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return images
+        ours = not self.inplace and 0 < self.p < 1 and images.device.type == "cpu"
+        if not ours or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(images):
+            return super().forward(images)
+        return images * _kept(images, self.p).to(images.dtype).mul_(1 / (1 - self.p))
+
+
+@torch.no_grad()
+def _kept(images: Tensor, p: float) -> Tensor:
+    """bool, shaped as `images` and laid out as they are where they are dense: False with probability p."""
+    steps = round(p * 65536)
+    bits = torch.uint8 if steps % 256 == 0 else torch.int16
+    words = torch.empty(-(-images.numel() * bits.itemsize // 8), dtype=torch.int64).random_(_ALL_64_BITS, None)
+    drawn = words.view(bits)[: images.numel()]
+    kept = drawn >= steps // 256 if bits == torch.uint8 else drawn >= steps - 32768
+    shape = torch.empty_like(images, device="meta")
+    return kept.as_strided(shape.size(), shape.stride())
 
 
 def glorot_uniform(module: M) -> M:
