@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,17 +74,32 @@ class Plan:
         return sum(merged.values())
 
     def wall(self, workers: int) -> float:
-        """Seconds until `workers` processes are done, of which each runs all cases of a victim, in order."""
-        done: set[_Key] = set()
-        groups: dict[str, float] = {}
+        """Seconds until `workers` processes are done: each runs all cases of a victim in order, and then those of the
+        next; what another is making already, it waits for.
+        """
+        waiting = deque(self._groups())
+        ready: dict[_Key, float] = {}
+        clocks: list[tuple[float, int, Iterator[tuple[_Key, float]]]] = [(0.0, one, iter(())) for one in range(workers)]
+        finished = 0.0
+        while clocks:
+            now, worker, steps = heapq.heappop(clocks)
+            step = next(steps, None)
+            if step is not None:
+                now = max(now, ready.setdefault(step[0], now + step[1]))
+            elif waiting:
+                steps = iter(waiting.popleft().items())
+            else:
+                finished = max(finished, now)
+                continue
+            heapq.heappush(clocks, (now, worker, steps))
+        return finished
+
+    def _groups(self) -> Iterable[dict[_Key, float]]:
+        """The steps of all cases of a victim, and of the next victim."""
+        groups: dict[str, dict[_Key, float]] = {}
         for planned in self.cases:
-            group = next(iter(planned.victims), planned.case.id)
-            groups[group] = groups.get(group, 0.0) + planned.seconds_after(done)
-            done |= planned.missing.keys()
-        busy = [0.0] * workers
-        for seconds in groups.values():
-            heapq.heapreplace(busy, busy[0] + seconds)
-        return max(busy)
+            groups.setdefault(next(iter(planned.victims), planned.case.id), {}).update(planned.missing)
+        return groups.values()
 
     @property
     def basis(self) -> Basis:
@@ -155,7 +171,8 @@ def counted(cases: Sized) -> str:
 def plan_text(plan: Plan, choice: Choice | None = None, *, workers: int = 1, startup: float = 0.0) -> str:
     """The table of `--plan`: each case, its cached steps, its cost alone and after the ones above, and the total.
 
-    workers: processes that will share the work; startup: seconds before the first case, which the total includes.
+    workers: processes that will share the work; startup: seconds before the first case, which the total includes;
+    workers start when the process that they work for has, and take as long again.
     """
     done: set[_Key] = set()
     rows = []
@@ -187,4 +204,4 @@ def _total(plan: Plan, choice: Choice | None, workers: int, startup: float) -> s
     if choice is not None:
         return f"{total}; {len(choice.kept)} fit into the budget, about {duration(choice.seconds)} to go"
     shared = f" on {workers} workers" if workers > 1 else ""
-    return f"{total}, about {duration(startup + plan.wall(workers))} to go{shared}"
+    return f"{total}, about {duration(startup * min(workers, 2) + plan.wall(workers))} to go{shared}"
