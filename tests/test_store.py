@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -560,6 +561,25 @@ def test_nested_measurements_include_the_inner_one() -> None:
     assert inner.seconds >= 0.02
     assert outer.seconds >= inner.seconds + 0.01
     assert outer.peak_memory >= inner.peak_memory > 0
+
+
+CHILD = """
+from gauntlet.measure import measured
+with measured("cpu") as cost:
+    pass
+print(cost.peak_memory)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no peak of a process by itself")
+def test_a_process_has_no_peak_of_its_parents() -> None:
+    """What getrusage tells of a child begins with the memory of the process that started it."""
+    large = torch.ones(512 << 20, dtype=torch.uint8)
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 64 << 20
+    with measured("cpu") as cost:
+        pass
+    assert cost.peak_memory - int(done.stdout) > large.nbytes / 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
