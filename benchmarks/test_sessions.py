@@ -102,7 +102,7 @@ def test_two_workers(threads: int, goal: float, tmp_path: Path, duel: Any) -> No
     """Independent cases, each from an empty store; le_net, whose victims take seconds. Of two threads both cores are
     busy already, and a worker has one.
     """
-    project = Project(tmp_path, ratios=ratios(8), architecture="le_net", epochs=16)
+    project = Project(tmp_path, ratios=ratios(8), architecture="le_net", epochs=32)
     stores = iter(range(1000))
 
     def run(workers: str, **environment: str) -> None:
