@@ -138,7 +138,7 @@ def test_neural_cleanse_of_10_classes(victim: Network, mnist: TaskData, duel: An
     found, expected = ours(), theirs()
     if is_plain:
         alone = torch.cat([search(torch.tensor([wanted])) for wanted in range(10)])
-        torch.testing.assert_close(found, alone, rtol=0.03, atol=0)
+        torch.testing.assert_close(found, alone, rtol=1e-3, atol=0)
     # A class whose success lies on the border may have its cost changed otherwise, by rounding alone.
     torch.testing.assert_close(found.mean(), expected.mean(), rtol=0.03, atol=0)
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0)

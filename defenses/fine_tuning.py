@@ -26,6 +26,7 @@ def budgeted(recipe: Recipe, epochs: float, batch_size: int, learning_rate: floa
         weight_decay=5e-4,
         augmentation=recipe.augmentation,
         crop_padding=recipe.crop_padding,
+        crop_fill=recipe.crop_fill,
         precision=recipe.precision,
     )
 

@@ -290,6 +290,18 @@ def test_a_worker_that_comes_late_finds_what_another_made() -> None:
     assert plan.wall(1) == plan.seconds == 73
 
 
+def test_the_victim_of_most_cases_comes_first() -> None:
+    plan = Plan(
+        (
+            planned("badnets", "none", v1=10),
+            planned("single_pixel", "none", v2=10),
+            planned("none", "none", v0=1),
+            planned("none", "fine_tuning", v0=1, f0=19),
+        )
+    )
+    assert plan.wall(2) == 20
+
+
 def test_undefended_rows_come_first_and_of_these_the_control() -> None:
     assert kept(10) == ["none-none"]
     assert set(kept(30)) == {"badnets-none", "single_pixel-none", "none-none"}
@@ -319,7 +331,7 @@ def test_the_table() -> None:
     rows = [line.split() for line in text.splitlines()]
     assert ["digits-shallow_net-badnets-fine_tuning", "0/2", "15.0", "s", "5.00", "s", "arithmetic"] in rows
     assert text.endswith("8 cases, 0 of 3 victims cached, about 65.0 s to go")
-    assert plan_text(PLAN, workers=2, startup=4).endswith("3 victims cached, about 58.0 s to go on 2 workers")
+    assert plan_text(PLAN, workers=2, startup=4).endswith("3 victims cached, about 54.0 s to go on 2 workers")
     chosen = plan_text(PLAN, choose(PLAN, 10))
     assert chosen.endswith("8 cases, 0 of 3 victims cached; 1 fit into the budget, about 10.0 s to go")
     assert chosen.count("left out") == 7

@@ -15,6 +15,7 @@ __all__ = ["Dropout", "glorot_uniform", "kaiming_normal", "require_side"]
 M = TypeVar("M", bound=nn.Module)
 
 _ALL_64_BITS = -(2**63)
+_STEPS = 1 << 16
 
 
 class Dropout(nn.Dropout):
@@ -26,20 +27,20 @@ class Dropout(nn.Dropout):
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
             return images
-        ours = not self.inplace and 0 < self.p < 1 and images.device.type == "cpu"
+        steps = round(self.p * _STEPS)
+        ours = not self.inplace and 0 < steps < _STEPS and images.device.type == "cpu"
         if not ours or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(images):
             return super().forward(images)
-        return images * _kept(images, self.p).to(images.dtype).mul_(1 / (1 - self.p))
+        return images * _kept(images, steps).to(images.dtype).mul_(_STEPS / (_STEPS - steps))
 
 
 @torch.no_grad()
-def _kept(images: Tensor, p: float) -> Tensor:
-    """bool, shaped as `images` and laid out as they are where they are dense: False with probability p."""
-    steps = round(p * 65536)
+def _kept(images: Tensor, steps: int) -> Tensor:
+    """bool, shaped as `images` and laid out as they are where they are dense: False with probability steps / 65536."""
     bits = torch.uint8 if steps % 256 == 0 else torch.int16
-    words = torch.empty(-(-images.numel() * bits.itemsize // 8), dtype=torch.int64).random_(_ALL_64_BITS, None)
-    drawn = words.view(bits)[: images.numel()]
-    kept = drawn >= steps // 256 if bits == torch.uint8 else drawn >= steps - 32768
+    words = torch.empty(-(-images.numel() * bits.itemsize // 8), dtype=torch.int64, device="cpu")
+    drawn = words.random_(_ALL_64_BITS, None).view(bits)[: images.numel()]
+    kept = drawn >= steps // 256 if bits == torch.uint8 else drawn >= steps - _STEPS // 2
     shape = torch.empty_like(images, device="meta")
     return kept.as_strided(shape.size(), shape.stride())
 

@@ -74,8 +74,8 @@ class Plan:
         return sum(merged.values())
 
     def wall(self, workers: int) -> float:
-        """Seconds until `workers` processes are done: each runs all cases of a victim in order, and then those of the
-        next; what another is making already, it waits for.
+        """Seconds until `workers` processes are done: each runs all cases of a victim, and then those of the next, the
+        victims of many cases first, as pytest-xdist orders them; what another is making already, it waits for.
         """
         waiting = deque(self._groups())
         ready: dict[_Key, float] = {}
@@ -94,12 +94,13 @@ class Plan:
             heapq.heappush(clocks, (now, worker, steps))
         return finished
 
-    def _groups(self) -> Iterable[dict[_Key, float]]:
-        """The steps of all cases of a victim, and of the next victim."""
-        groups: dict[str, dict[_Key, float]] = {}
+    def _groups(self) -> list[dict[_Key, float]]:
+        """Each victim's steps, of all its cases in order."""
+        groups: dict[str, list[Planned]] = {}
         for planned in self.cases:
-            groups.setdefault(next(iter(planned.victims), planned.case.id), {}).update(planned.missing)
-        return groups.values()
+            groups.setdefault(next(iter(planned.victims), planned.case.id), []).append(planned)
+        largest_first = sorted(groups.values(), key=len, reverse=True)
+        return [{key: cost for one in group for key, cost in one.missing.items()} for group in largest_first]
 
     @property
     def basis(self) -> Basis:
@@ -171,8 +172,7 @@ def counted(cases: Sized) -> str:
 def plan_text(plan: Plan, choice: Choice | None = None, *, workers: int = 1, startup: float = 0.0) -> str:
     """The table of `--plan`: each case, its cached steps, its cost alone and after the ones above, and the total.
 
-    workers: processes that will share the work; startup: seconds before the first case, which the total includes;
-    workers start when the process that they work for has, and take as long again.
+    workers: processes that will share the work; startup: seconds before the first case, which the total includes.
     """
     done: set[_Key] = set()
     rows = []
@@ -204,4 +204,4 @@ def _total(plan: Plan, choice: Choice | None, workers: int, startup: float) -> s
     if choice is not None:
         return f"{total}; {len(choice.kept)} fit into the budget, about {duration(choice.seconds)} to go"
     shared = f" on {workers} workers" if workers > 1 else ""
-    return f"{total}, about {duration(startup * min(workers, 2) + plan.wall(workers))} to go{shared}"
+    return f"{total}, about {duration(startup + plan.wall(workers))} to go{shared}"

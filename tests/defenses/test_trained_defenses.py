@@ -213,7 +213,9 @@ def test_where_there_is_nothing_to_filter_the_reason_is_given(oracle: OracleView
 
 
 def test_fine_tuning_trains_the_victim_on_the_reserve_alone(oracle: OracleView) -> None:
-    view = replace(defenders(oracle), recipe=replace(RECIPE, augmentation=("crop",), crop_padding=1))
+    view = replace(
+        defenders(oracle), recipe=replace(RECIPE, augmentation=("crop",), crop_padding=1, crop_fill="reflect")
+    )
     before = deepcopy(view.victim)
     network = FineTuning(epochs=30, batch_size=32).repair(view)
     images, purpose, settings = asked(view)
@@ -231,6 +233,7 @@ def test_fine_tuning_trains_the_victim_on_the_reserve_alone(oracle: OracleView) 
         weight_decay=5e-4,
         augmentation=("crop",),
         crop_padding=1,
+        crop_fill="reflect",
         precision="fp32",
     )
     assert held_out_accuracy(network) > held_out_accuracy(before) + 0.3

@@ -132,6 +132,19 @@ def test_who_listens_hears_every_blend(network: nn.Sequential, where: str) -> No
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 7, 40])
+@pytest.mark.parametrize(("own", "other"), [(0.5, 0.5), (0.2, 0.5), (1.0, 1.0)])
+def test_passes_of_any_size_tell_the_same(
+    network: nn.Module, own: float, other: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, pool = pictures(9, 0), pictures(11, 1)
+    expected = blend_entropies(network, images, pool, own=own, other=other, dtype=FP32)
+    monkeypatch.setitem(blending._AT_ONCE, "cpu", at_once)
+    found = blend_entropies(network, images, pool, own=own, other=other, dtype=FP32)
+
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_bf16_tells_nearly_the_same(network: nn.Module, share: float) -> None:
     images, pool = pictures(20, 0), pictures(30, 1)
