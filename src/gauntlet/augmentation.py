@@ -39,11 +39,11 @@ def crop(images: Tensor, padding: int, generator: torch.Generator, fill: str = "
     columns = shifts[1] + torch.arange(width, device=images.device)
     if fill == "reflect":
         rows, columns = _reflected(rows - padding, height), _reflected(columns - padding, width)
-        padded = images.permute(0, 2, 3, 1)
+        shown = images.permute(0, 2, 3, 1)
     else:
-        padded = pad(images, (padding,) * 4).permute(0, 2, 3, 1)
+        shown = pad(images, (padding,) * 4).permute(0, 2, 3, 1)
     samples = torch.arange(count, device=images.device).view(-1, 1, 1)
-    return padded[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return shown[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _reflected(places: Tensor, size: int) -> Tensor:
