@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -47,40 +51,51 @@ def victim(mnist: TaskData) -> Network:
     return network.eval()
 
 
-def test_strip_of_500_images_with_20_blends(victim: Network, mnist: TaskData, duel: Any) -> None:
+class ArtStrip:
+    """ART's STRIP of a network in torch's default layout, which is what ART is given by its users."""
+
+    def __init__(self, network: Network, images: Tensor, pool: Tensor, clean: Tensor) -> None:
+        plain = nn.Sequential(network.to(memory_format=torch.contiguous_format), nn.Softmax(1))
+        classifier = PyTorchClassifier(plain, nn.CrossEntropyLoss(), (1, 28, 28), 10, device_type="cpu")
+        self._guarded = STRIP(classifier)(num_samples=BLENDS)
+        self._guarded.mitigate(clean.numpy())
+        self._guarded.validation_data = pool.numpy()
+        self._x = images.numpy()
+
+    def predict(self) -> Tensor:
+        np.random.seed(0)
+        return torch.from_numpy(self._guarded.predict(self._x))
+
+    def entropies(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """The partners that it draws for each image, and the mean entropy of its predictions for the blends: judged
+        here, since its own sum runs over the wrong axis.
+        """
+        network, seen = self._guarded.predict_fn, []
+
+        def listening(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            answers: npt.NDArray[np.float32] = network(batch)
+            seen.append(answers)
+            return answers
+
+        self._guarded.predict_fn = listening
+        self.predict()
+        self._guarded.predict_fn = network
+        np.random.seed(0)
+        drawn = [np.random.choice(np.arange(BLENDS), BLENDS) for _ in self._x]
+        return np.stack(drawn), np.array([stats.entropy(answers, base=2, axis=1).mean() for answers in seen[1:]])
+
+
+def test_strip_of_500_images_with_20_blends(victim: Network, mnist: TaskData, duel: Any, elsewhere: Any) -> None:
     images, pool = mnist.test.open().images()[:500], to_float(mnist.reserve(BLENDS).images())
     shown = to_float(images)
     dtype = resolve(RECIPE, victim, (1, 28, 28), CPU)
-    classifier = PyTorchClassifier(
-        nn.Sequential(victim, nn.Softmax(1)), nn.CrossEntropyLoss(), (1, 28, 28), 10, device_type="cpu"
-    )
-    guarded = STRIP(classifier)(num_samples=BLENDS)
-    guarded.mitigate(to_float(mnist.reserve(100).images()).numpy())
+    art = elsewhere(ArtStrip, deepcopy(victim), shown, pool, to_float(mnist.reserve(100).images()))
 
     def ours() -> tuple[Tensor, Tensor]:
         predicted = predict(victim, images, RECIPE, CPU)
         return predicted, blend_entropies(victim, shown, pool, own=0.5, other=0.5, dtype=dtype)
 
-    def theirs() -> npt.NDArray[np.float32]:
-        answers: npt.NDArray[np.float32] = guarded.predict(shown.numpy())
-        return answers
-
-    # Theirs draws partners for each image and sums the entropy over the wrong axis: judge its own predictions rightly.
-    guarded.validation_data = pool.numpy()
-    network_of, seen = guarded.predict_fn, []
-
-    def listening(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        answers: npt.NDArray[np.float32] = network_of(batch)
-        seen.append(answers)
-        return answers
-
-    guarded.predict_fn = listening
-    np.random.seed(0)
-    theirs()
-    guarded.predict_fn = network_of
-    np.random.seed(0)
-    drawn = [np.random.choice(np.arange(BLENDS), BLENDS) for _ in images]
-    expected = [stats.entropy(answers, base=2, axis=1).mean() for answers in seen[1:]]
+    drawn, expected = art(methodcaller("entropies"))
     found = [
         blend_entropies(victim, shown[i : i + 1], pool[drawn[i]], own=0.5, other=0.5, dtype=dtype)
         for i in range(len(images))
@@ -88,59 +103,91 @@ def test_strip_of_500_images_with_20_blends(victim: Network, mnist: TaskData, du
     assert len(expected) == len(images)
     np.testing.assert_allclose(torch.cat(found).numpy(), expected, atol=0.05)
     assert np.abs(torch.cat(found).numpy() - expected).mean() < 0.005
-    duel(ours, theirs, goal=6)
+    duel(ours, partial(art, methodcaller("predict")), goal=6)
 
 
-def plain(network: Network, images: Tensor, wanted: int, search: Search) -> float:
-    """The mask norm of one class, by the book: one class after another, in fp32, no parameter frozen."""
-    generator = torch.Generator().manual_seed(0)
-    order = batches(len(images), search, generator)
-    start = torch.rand(2, 28, 28, generator=generator).mul(2).sub(1).mul(0.999).atanh()
-    mask, pattern = start[:1].clone().requires_grad_(), start[1:].clone().requires_grad_()
-    optimizer = torch.optim.Adam([mask, pattern], search.learning_rate, betas=(0.5, 0.9))
-    labels = torch.full((search.batch,), wanted)
-    cost, best, hits = search.cost, float("inf"), torch.zeros(())
-    for step, index in enumerate(order, 1):
-        shown = (mask.tanh() + 1) / 2
-        logits = network((1 - shown) * images[index] + shown * (pattern.tanh() + 1) / 2)
-        loss = cross_entropy(logits, labels) + cost * shown.abs().sum()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        hits += (logits.argmax(1) == labels).float().mean()
-        if step % search.patience == 0:
-            good = bool(hits >= search.success * search.patience)
-            if good:
-                best = min(best, float((mask.detach().tanh() + 1).sum() / 2))
-            cost = cost * search.factor if good else cost / search.factor
-            hits.zero_()
-    return best
+BLENDINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "sum": lambda images, pattern, mask: (1 - mask) * images + mask * pattern,
+    "difference": lambda images, pattern, mask: images + mask * (pattern - images),
+    "lerp": torch.lerp,
+}
+"""The same blend, written in three ways: they differ by rounding alone."""
 
 
-@pytest.mark.parametrize("against", ["a plain loop over the classes", "our own search, class by class"])
-def test_neural_cleanse_of_10_classes(victim: Network, mnist: TaskData, duel: Any, against: str) -> None:
+class PlainCleanse:
+    """The search for triggers by the book: class after class, in fp32, no parameter frozen, torch's default layout."""
+
+    def __init__(self, network: Network, images: Tensor, search: Search) -> None:
+        self._network = network.to(memory_format=torch.contiguous_format)
+        self._images, self._search = images, search
+
+    def norms(self, blending: str = "sum") -> Tensor:
+        """float32 [10]: of the masks."""
+        return torch.tensor([self._norm(wanted, BLENDINGS[blending]) for wanted in range(10)])
+
+    def _norm(self, wanted: int, blended: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
+        search, generator = self._search, torch.Generator().manual_seed(0)
+        order = batches(len(self._images), search, generator)
+        start = torch.rand(2, 28, 28, generator=generator).mul(2).sub(1).mul(0.999).atanh()
+        mask, pattern = start[:1].clone().requires_grad_(), start[1:].clone().requires_grad_()
+        optimizer = torch.optim.Adam([mask, pattern], search.learning_rate, betas=(0.5, 0.9))
+        labels = torch.full((search.batch,), wanted)
+        cost, best, hits = search.cost, float("inf"), torch.zeros(())
+        for step, index in enumerate(order, 1):
+            shown = (mask.tanh() + 1) / 2
+            logits = self._network(blended(self._images[index], (pattern.tanh() + 1) / 2, shown))
+            loss = cross_entropy(logits, labels) + cost * shown.abs().sum()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            hits += (logits.argmax(1) == labels).float().mean()
+            if step % search.patience == 0:
+                good = bool(hits >= search.success * search.patience)
+                if good:
+                    best = min(best, float((mask.detach().tanh() + 1).sum() / 2))
+                cost = cost * search.factor if good else cost / search.factor
+                hits.zero_()
+        return best
+
+
+def inverted(network: Network, images: Tensor, classes: Tensor, dtype: torch.dtype) -> Tensor:
+    """The norms that our search finds for `classes` together."""
+    return invert(network, images, classes, SEARCH, generator=torch.Generator().manual_seed(0), dtype=dtype).norms
+
+
+def test_neural_cleanse_of_10_classes(victim: Network, mnist: TaskData, duel: Any, elsewhere: Any) -> None:
+    """In fp32, as the loop: in bf16 norms differ from its by up to 8 %."""
     images = to_float(mnist.reserve(500).images())
-    # The plain loop computes in float32: in bf16 norms differ from its by up to 8 %.
-    is_plain = against == "a plain loop over the classes"
-    dtype = torch.float32 if is_plain else resolve(RECIPE, victim, (1, 28, 28), CPU)
-
-    def search(classes: Tensor) -> Tensor:
-        return invert(victim, images, classes, SEARCH, generator=torch.Generator().manual_seed(0), dtype=dtype).norms
+    loop = elsewhere(PlainCleanse, deepcopy(victim), images, SEARCH)
+    theirs = partial(loop, methodcaller("norms"))
 
     def ours() -> Tensor:
-        return search(torch.arange(10))
+        return inverted(victim, images, torch.arange(10), torch.float32)
+
+    found = ours()
+    alone = torch.cat([inverted(victim, images, torch.tensor([wanted]), torch.float32) for wanted in range(10)])
+    torch.testing.assert_close(found, alone, rtol=1e-3, atol=0)
+    # Where a class's success lies on the border, rounding alone decides whether its cost rises: the loop itself is off
+    # by 2 to 3 percent there when its blend is written otherwise.
+    plain = torch.stack([loop(methodcaller("norms", blending)) for blending in BLENDINGS])
+    assert (found <= 1.03 * plain.amax(0)).all()
+    assert (found >= 0.97 * plain.amin(0)).all()
+    torch.testing.assert_close(found.mean(), plain[0].mean(), rtol=0.03, atol=0)
+    duel(ours, theirs, goal=2, against="a plain loop over the classes", warmup=False)
+
+
+def test_neural_cleanse_of_10_classes_at_once(victim: Network, mnist: TaskData, duel: Any) -> None:
+    """In the precision of the engine: against our own search, class by class."""
+    images = to_float(mnist.reserve(500).images())
+    dtype = resolve(RECIPE, victim, (1, 28, 28), CPU)
+
+    def ours() -> Tensor:
+        return inverted(victim, images, torch.arange(10), dtype)
 
     def theirs() -> Tensor:
-        if is_plain:
-            return torch.tensor([plain(victim, images, wanted, SEARCH) for wanted in range(10)])
-        return torch.cat([search(torch.tensor([wanted])) for wanted in range(10)])
+        return torch.cat([inverted(victim, images, torch.tensor([wanted]), dtype) for wanted in range(10)])
 
     found, expected = ours(), theirs()
-    if is_plain:
-        alone = torch.cat([search(torch.tensor([wanted])) for wanted in range(10)])
-        torch.testing.assert_close(found, alone, rtol=1e-3, atol=0)
-    # A class whose success lies on the border may have its cost changed otherwise, by rounding alone.
-    torch.testing.assert_close(found.mean(), expected.mean(), rtol=0.03, atol=0)
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
-    assert int(((found / expected - 1).abs() > 0.03).sum()) <= 1
-    duel(ours, theirs, goal=2 if is_plain else 1, against=against, warmup=False)
+    torch.testing.assert_close(found.mean(), expected.mean(), rtol=0.03, atol=0)
+    duel(ours, theirs, goal=1, against="our own search, class by class", warmup=False)
