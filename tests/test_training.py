@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections import OrderedDict
@@ -443,6 +444,14 @@ def test_auto_takes_bf16_for_a_large_network_on_a_device_that_gains(monkeypatch:
         assert resolve(Recipe(), small, shape, CPU) == torch.float32
         assert resolve(Recipe(precision="bf16"), small, shape, CPU) == torch.bfloat16
         assert resolve(Recipe(precision="fp32"), large, shape, CPU) == torch.float32
+
+
+def test_copies_of_a_network_share_what_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, shape = network(), (1, SIDE, SIDE)
+    counted = flops_per_image(original, shape)
+    copied = copy.deepcopy(original)
+    monkeypatch.setattr(gauntlet.precision, "_counted", lambda *_: pytest.fail("counted again"))
+    assert flops_per_image(copied, shape) == counted > 0
 
 
 def test_the_header_can_say_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gauntlet.images import Images
 
-__all__ = ["Network", "Normalise"]
+__all__ = ["Network", "Normalise", "Structure"]
 
 
 class Normalise(nn.Module):
@@ -25,6 +25,17 @@ class Normalise(nn.Module):
 
     def forward(self, images: Images) -> Tensor:
         return (images - self.mean) / self.std
+
+
+class Structure:
+    """What has been found out about a network's structure; all its copies share it."""
+
+    def __init__(self) -> None:
+        self.flops: dict[tuple[int, int, int], float] = {}
+        """Floating-point operations of a forward pass of one image, by the image's shape [C, H, W]."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Structure:
+        return self
 
 
 class Network(nn.Module):
@@ -47,6 +58,7 @@ class Network(nn.Module):
         self.body = body
         self.feature_layer = feature_layer
         self.last_conv = last_conv
+        self.structure = Structure()
 
     def forward(self, images: Images) -> Tensor:
         logits: Tensor = self.body(self.normalise(images))

@@ -234,8 +234,8 @@ class _ScoreCodec:
         tables = [
             pa.table(
                 {
-                    "set": [part.name] * len(part.labels),
-                    "index": range(len(part.labels)),
+                    "set": pa.repeat(part.name, len(part.labels)),
+                    "index": torch.arange(len(part.labels)).numpy(),
                     "label": part.labels.numpy(),
                     "wanted": part.wanted.numpy(),
                     "predicted": part.predicted.numpy(),

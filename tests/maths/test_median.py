@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from gauntlet.images import to_float
-from gauntlet.maths.median import _selection_network, _sorting_network, median_filter, median_levels
+from gauntlet.maths.median import _merged, _merging_network, median_filter, median_levels
 
 
 def scipys(images: Tensor, window: int) -> Tensor:
@@ -65,21 +67,28 @@ def test_an_empty_window_is_refused() -> None:
         median_filter(torch.rand(1, 1, 4, 4), 0)
 
 
-@pytest.mark.parametrize("size", range(2, 12))
-def test_the_network_sorts(size: int) -> None:
-    """The 0-1 principle (Knuth): a network that sorts all zeros and ones sorts everything."""
-    for bits in range(1 << size):
-        values = [bits >> place & 1 for place in range(size)]
-        for first, second in _sorting_network(size):
-            values[first], values[second] = sorted((values[first], values[second]))
-        assert values == sorted(values)
+@pytest.mark.parametrize("one", range(1, 12))
+@pytest.mark.parametrize("two", range(1, 12))
+def test_the_network_merges(one: int, two: int) -> None:
+    """The 0-1 principle (Knuth): a network that merges all lists of zeros and ones merges every two lists."""
+    pairs = list(itertools.product(range(one + 1), range(two + 1)))
+    first, second = (
+        torch.tensor([[int(place >= size - pair[which]) for pair in pairs] for place in range(size)])
+        for which, size in enumerate((one, two))
+    )
+    expected = torch.cat([first, second]).sort(dim=0).values
+    for start in range(one + two):
+        wanted = range(start, one + two)
+        found = _merged(list(first), list(second), wanted)
+        assert torch.equal(torch.stack(found), expected[start:])
 
 
-def test_the_selection_drops_what_the_rank_does_not_need() -> None:
-    kept = _selection_network(25, 12)
+def test_ranks_that_nobody_wants_cost_nothing() -> None:
+    some, _ = _merging_network(10, 10, range(7, 13))
+    every, _ = _merging_network(10, 10, range(20))
 
-    assert len(kept) < len(_sorting_network(25))
-    assert not all(exchange.keeps_low and exchange.keeps_high for exchange in kept)
+    assert len(some) < len(every)
+    assert not all(exchange.keeps_low and exchange.keeps_high for exchange in some)
 
 
 @pytest.mark.filterwarnings("ignore")

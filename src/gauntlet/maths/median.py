@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +14,7 @@ from gauntlet.images import Images, chunks
 
 __all__ = ["median_filter", "median_levels"]
 
-_CACHED = 1 << 18
+_CACHED = 1 << 19
 """Padded values at a time on a CPU: what its caches hold beside the passes' results."""
 _LAUNCHED = 1 << 22
 """The same on an accelerator, where a pass must be worth its launch."""
@@ -119,17 +120,51 @@ def _median_of_3(one: Tensor, two: Tensor, three: Tensor) -> Tensor:
 
 
 def _median(flat: Tensor, width: int, window: int) -> Tensor:
-    size = len(flat) - (window - 1) * (width + 1)
-    offsets = [row * width + column for row in range(window) for column in range(window)]
-    values = {index: flat[offset : offset + size] for index, offset in enumerate(offsets)}
-    rank = window * window // 2
-    for exchange in _selection_network(window * window, rank):
-        one, two = values.pop(exchange.first), values.pop(exchange.second)
+    """Windows share their columns, each sorted once, and pairs of neighbouring columns, each merged once."""
+    size, rank = len(flat) - (window - 1) * (width + 1), window * window // 2
+    rows = len(flat) - (window - 1) * width
+    column = _sorted([flat[row * width : row * width + rows] for row in range(window)])
+    pair = _merged([values[:-1] for values in column], [values[1:] for values in column], range(2 * window))
+    parts = [[values[shift : shift + size] for values in pair] for shift in range(0, window - 1, 2)]
+    if window % 2:
+        parts.append([values[window - 1 :] for values in column])
+    while len(parts) > 1:
+        parts, rank = _contenders(parts, rank)
+        one, two, *others = parts
+        more = sum(map(len, others))
+        wanted = range(max(0, rank - more), min(rank + 1, len(one) + len(two)))
+        parts, rank = [_merged(one, two, wanted), *others], rank - wanted.start
+    return parts[0][rank]
+
+
+def _contenders(parts: list[list[Tensor]], rank: int) -> tuple[list[list[Tensor]], int]:
+    """The sorted parts without what can't be of `rank` (from 0) among all of them, and its rank among the rest."""
+    total, kept = sum(map(len, parts)), []
+    for part in parts:
+        below = max(0, rank - (total - len(part)))
+        kept.append(part[below : rank + 1])
+        total, rank = total - len(part) + len(kept[-1]), rank - below
+    return kept, rank
+
+
+def _sorted(values: list[Tensor]) -> list[Tensor]:
+    if len(values) == 1:
+        return values
+    half = len(values) // 2
+    return _merged(_sorted(values[:half]), _sorted(values[half:]), range(len(values)))
+
+
+def _merged(one: list[Tensor], two: list[Tensor], wanted: range) -> list[Tensor]:
+    """Of two sorted lists of equally long tensors those of the `wanted` ranks, value by value."""
+    network, order = _merging_network(len(one), len(two), wanted)
+    values = dict(enumerate([*one, *two]))
+    for exchange in network:
+        low, high = values.pop(exchange.first), values.pop(exchange.second)
         if exchange.keeps_low:
-            values[exchange.first] = torch.minimum(one, two)
+            values[exchange.first] = torch.minimum(low, high)
         if exchange.keeps_high:
-            values[exchange.second] = torch.maximum(one, two)
-    return values[rank]
+            values[exchange.second] = torch.maximum(low, high)
+    return [values[order[rank]] for rank in wanted]
 
 
 @dataclass(frozen=True)
@@ -143,28 +178,29 @@ class _Exchange:
 
 
 @cache
-def _selection_network(size: int, rank: int) -> tuple[_Exchange, ...]:
-    """The exchanges that bring the value of `rank` (from 0) to its place: a sorting network without its idle parts."""
-    needed = {rank}
+def _merging_network(one: int, two: int, wanted: range) -> tuple[tuple[_Exchange, ...], tuple[int, ...]]:
+    """What merges a sorted list of `one` and another of `two` places as far as the `wanted` ranks, and each rank's
+    place.
+    """
+    order, pairs = _merge(list(range(one)), list(range(one, one + two)))
+    needed = {order[rank] for rank in wanted}
     kept = []
-    for first, second in reversed(_sorting_network(size)):
+    for first, second in reversed(pairs):
         if first in needed or second in needed:
             kept.append(_Exchange(first, second, first in needed, second in needed))
             needed |= {first, second}
-    return tuple(reversed(kept))
+    return tuple(reversed(kept)), tuple(order)
 
 
-def _sorting_network(size: int) -> list[tuple[int, int]]:
-    """Batcher's merge exchange (Knuth, TAOCP 3, algorithm 5.2.2M) for `size` >= 2 values."""
-    top = 1 << ((size - 1).bit_length() - 1)
-    pairs = []
-    step = top
-    while step:
-        reach, bit, distance = top, 0, step
-        while True:
-            pairs += [(place, place + distance) for place in range(size - distance) if place & step == bit]
-            if reach == step:
-                break
-            distance, reach, bit = reach - step, reach // 2, step
-        step //= 2
-    return pairs
+def _merge(one: list[int], two: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Batcher's odd-even merge (Knuth, TAOCP 3, section 5.3.4) of the places `one` and `two`, either already sorted:
+    the places from the least to the largest, and the exchanges in order.
+    """
+    if not one or not two:
+        return one + two, []
+    if len(one) == len(two) == 1:
+        return one + two, [(one[0], two[0])]
+    (even, some), (odd, others) = _merge(one[::2], two[::2]), _merge(one[1::2], two[1::2])
+    last = list(zip(odd, even[1:], strict=False))
+    order = [even[0], *itertools.chain.from_iterable(last), *odd[len(last) :], *even[1 + len(last) :]]
+    return order, [*some, *others, *last]
