@@ -159,7 +159,7 @@ def _art_defended(defense: tuple[str, dict[str, Any]], images: np.ndarray[Any, A
 
 @pytest.mark.parametrize(
     ("way", "goal", "rounds"),
-    [pytest.param("once", 9, 3, id="ART training once"), pytest.param("every", 40, 1, id="ART training in every cell")],
+    [pytest.param("once", 9, 5, id="ART training once"), pytest.param("every", 40, 1, id="ART training in every cell")],
 )
 def test_one_attack_nine_defenses(
     way: str, goal: float, rounds: int, mnist: TaskData, tmp_path: Path, duel: Any, elsewhere: Any
