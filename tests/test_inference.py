@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from gauntlet.inference import halved, inference
+from gauntlet.inference import as_it_is, halved, inference, pooling_early
 from gauntlet.network import Network
 from gauntlet.precision import autocast
 
@@ -176,3 +177,51 @@ def test_weights_are_themselves_again_whatever_happens() -> None:
     after = dict(network.named_parameters())
     assert before.keys() == after.keys()
     assert all(before[name] is after[name] for name in before)
+
+
+def gradients(network: nn.Module, images: Tensor) -> list[Tensor]:
+    images = images.clone().requires_grad_()
+    found = torch.autograd.grad(network(images).square().sum(), [images, *network.parameters()])
+    return list(found)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_gradients_of_a_training_are_the_same_bit_for_bit(inplace: bool) -> None:
+    network, images = stack(normalised(), nn.ReLU(inplace=inplace)).train(), torch.randn(9, 1, 13, 13)
+    expected = gradients(network, images)
+    with pooling_early(network, None, as_it_is):
+        assert "forward" in vars(network[2])
+        assert "forward" not in vars(network[1])
+        assert all(map(torch.equal, gradients(network, images), expected))
+
+
+def test_who_begins_to_listen_to_a_relu_hears_what_it_gives() -> None:
+    seen: list[Tensor] = []
+    network, images = stack(nn.ReLU()), torch.randn(2, 1, 13, 13)
+    expected = gradients(network, images)
+    with pooling_early(network, None, as_it_is):
+        network[1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        assert all(map(torch.equal, gradients(network, images), expected))
+    assert torch.equal(seen[0], network[1](network[0](images)))
+
+
+def test_a_copy_made_inside_stands_for_itself() -> None:
+    network, images = stack(nn.ReLU()), torch.randn(2, 1, 13, 13)
+    expected = network(images)
+    with pooling_early(network, None, as_it_is):
+        copied = copy.deepcopy(network)
+        for parameter in network.parameters():
+            parameter.data.zero_()
+        assert torch.equal(copied(images), expected)
+
+
+def test_what_is_moved_inside_is_as_before_afterwards() -> None:
+    network, images = stack(nn.ReLU()), torch.randn(2, 1, 13, 13)
+    expected = network(images)
+    with pooling_early(network, None, as_it_is):
+        moved = vars(network[2])["forward"]
+        with inference(network, CPU, torch.float32):
+            assert torch.equal(network(images), expected)
+        assert vars(network[2])["forward"] is moved
+        assert torch.equal(network(images), expected)
+    assert not any("forward" in vars(layer) for layer in network)

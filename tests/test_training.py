@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -468,6 +469,50 @@ def test_weights_that_settle_the_precision_settle_it_as_a_forward_pass_does(
     model = Network(nn.Sequential(nn.Flatten(), nn.Linear(64, hidden)), [0.5], [0.5], "1", None)
     expected = torch.bfloat16 if flops_per_image(model, (1, SIDE, SIDE)) >= 1e6 else torch.float32
     assert resolve(Recipe(), model, (1, SIDE, SIDE), CPU) == expected
+
+
+def convolutional() -> Network:
+    torch.manual_seed(0)
+    layers = OrderedDict(
+        conv=nn.Conv2d(1, 3, 3), norm=nn.BatchNorm2d(3), relu=nn.ReLU(), pool=nn.MaxPool2d(2), flatten=nn.Flatten()
+    )
+    return Network(nn.Sequential(layers | OrderedDict(output=nn.Linear(27, CLASSES))), [0.5], [0.5], "flatten", "conv")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("handed_over", [False, True], ids=["fresh", "in eval mode"])
+def test_pools_before_relus_train_the_same_network(
+    precision: str, handed_over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained() -> bytes:
+        model = convolutional().train(not handed_over)
+        train(model, stripes(40), epochs=2, batch_size=8, validation_split=0.2, precision=precision)
+        assert not any("forward" in vars(layer) for layer in model.modules())
+        return state_bytes(model)
+
+    found = trained()
+    monkeypatch.setattr(gauntlet.training, "pooling_early", lambda *_: nullcontext())
+    assert found == trained()
+
+
+def test_an_objective_reads_a_relu_in_its_place() -> None:
+    seen: list[float] = []
+
+    class Reading(CrossEntropy):
+        def loss(self, network: Network, batch: Batch) -> Tensor:
+            relu = network.body.get_submodule("relu")
+            handle = relu.register_forward_hook(
+                lambda _module, _inputs, output: seen.append(output.detach().min().item())
+            )
+            loss = super().loss(network, batch)
+            handle.remove()
+            return loss
+
+    read, plain = convolutional(), convolutional()
+    train(read, stripes(40), objective=Reading(), epochs=1, batch_size=8)
+    train(plain, stripes(40), epochs=1, batch_size=8)
+    assert min(seen) == 0
+    assert state_bytes(read) == state_bytes(plain)
 
 
 def test_a_compiled_training_equals_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:

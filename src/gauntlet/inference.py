@@ -1,10 +1,11 @@
-"""Forward passes without gradients: ways that are shorter on a CPU and give exactly the same values."""
+"""Forward passes: ways that are shorter and give exactly the same values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, reduce
+from itertools import takewhile
 from typing import TypeAlias
 
 import torch
@@ -48,22 +49,29 @@ def halved(images: Tensor) -> Tensor:
 
 @contextmanager
 def pooling_early(network: nn.Module, pool: _Map | None, rise: Callable[[nn.Module], _Map]) -> Iterator[None]:
-    """Inside, plain 2x2 pools come before what only rises.
+    """Inside, plain 2x2 pools come before what only rises: batch normalisations that are in eval mode now, and ReLUs.
 
-    pool: what stands for the pools' own work; None for that of torch. rise: what stands for a layer that is moved.
+    pool: what stands for the pools' own work; None for that of torch. rise: what stands for a layer that is moved. Of a
+    ReLU that no batch normalisation has gone with, hooks that come later get what it gives in its place. It may be
+    entered inside itself.
     """
     moved: dict[nn.Module, _Map] = {}
     for layer, after in _movable(network).items():
-        own = pool or as_it_is(layer)
-        moved[layer] = _Pooled(own, tuple(map(rise, after))) if isinstance(layer, nn.MaxPool2d) else _handed_on
+        moved[layer] = _Pooled(pool or as_it_is(layer), tuple(map(rise, after)))
+        relus = len(list(takewhile(lambda each: type(each) is nn.ReLU, after)))
+        moved |= {each: _HandedOn(each, place < relus) for place, each in enumerate(after)}
+    before = {layer: vars(layer).get("forward") for layer in moved}
     for layer, forward in moved.items():
         # An attribute of the instance stands before the method of its class.
         vars(layer)["forward"] = forward
     try:
         yield
     finally:
-        for layer in moved:
-            vars(layer).pop("forward", None)
+        for layer, earlier in before.items():
+            if earlier is None:
+                vars(layer).pop("forward", None)
+            else:
+                vars(layer)["forward"] = earlier
 
 
 def as_it_is(layer: nn.Module) -> _Map:
@@ -81,12 +89,21 @@ class _Pooled:
         return reduce(lambda maps, layer: layer(maps), self._after, self._pool(images))
 
 
-def _handed_on(images: Tensor) -> Tensor:
-    return images
+class _HandedOn:
+    """What stands for the forward of a layer that has gone behind a pool.
+
+    again: whether the layer may also do its work in its place, for whoever has begun to listen to it.
+    """
+
+    def __init__(self, layer: nn.Module, again: bool) -> None:
+        self._layer, self._again = layer, again
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return as_it_is(self._layer)(images) if self._again and not _is_unread(self._layer) else images
 
 
 def _movable(network: nn.Module) -> dict[nn.Module, list[nn.Module]]:
-    """Every plain pool with the layers that may go behind it, and each of these with none."""
+    """Every plain pool with the layers that may go behind it."""
     pools = [module for module in network.modules() if type(module) is nn.MaxPool2d and _is_plain(module)]
     found: dict[nn.Module, list[nn.Module]] = {pool: [] for pool in pools}
     for sequence in [module for module in network.modules() if type(module) is nn.Sequential]:
@@ -95,7 +112,7 @@ def _movable(network: nn.Module) -> dict[nn.Module, list[nn.Module]]:
             before = _risers(layers[:place], network) if pool in found and layers.count(pool) == 1 else []
             # A module that stands in two places can't do nothing in one of them.
             if before and not any(_uses(network, layer) > 1 for layer in (*before, pool)):
-                found |= {layer: [] for layer in before} | {pool: before}
+                found[pool] = before
     return found
 
 
@@ -113,6 +130,10 @@ def _is_free(layer: nn.Module, network: nn.Module) -> bool:
     """Whether nobody reads what the layer itself gives."""
     if isinstance(network, Network) and layer is network.body.get_submodule(network.feature_layer):
         return False
+    return _is_unread(layer)
+
+
+def _is_unread(layer: nn.Module) -> bool:
     return not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
