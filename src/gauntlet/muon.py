@@ -15,7 +15,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """float32 [m, n], or [m, ...] flattened to that, with its singular values brought near 1; zeros stay zeros.
+    """float32 [m, n], or [m, ...] flattened to that, singular values brought near 1; zeros stay zeros. steps: from 1.
 
     Each step of the iteration multiplies X by a polynomial of its Gram matrix X X', so the steps are taken on the
     small Gram matrix and applied to the wide one once: a fifth of the work where one side is much the longer.
@@ -25,15 +25,20 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
     wide = rows.mT if turned else rows
     wide = wide / (wide.norm() + 1e-7)
     gram = wide @ wide.mT
-    one, three, five = _COEFFICIENTS
-    turn = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    for _ in range(steps):
-        factor = torch.addmm(gram, gram, gram, beta=three, alpha=five)
-        factor.diagonal().add_(one)
-        turn = factor @ turn
+    turn = factor = _factor(gram)
+    for _ in range(steps - 1):
         gram = factor @ gram @ factor
+        factor = _factor(gram)
+        turn = factor @ turn
     result: Tensor = turn @ wide
     return torch.reshape(result.mT if turned else result, matrix.shape)
+
+
+def _factor(gram: Tensor) -> Tensor:
+    one, three, five = _COEFFICIENTS
+    factor = torch.addmm(gram, gram, gram, beta=three, alpha=five)
+    factor.diagonal().add_(one)
+    return factor
 
 
 class Muon(torch.optim.Optimizer):
