@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from operator import methodcaller
 from typing import Any
 
@@ -107,13 +108,18 @@ def rates(trained: Network, data: TaskData) -> tuple[float, float]:
 
 
 def test_an_epoch(mnist: TaskData, duel: Any, elsewhere: Any) -> None:
-    images = mnist.training
-    art = elsewhere(Art, network("simple_cnn", mnist), images.images(), images.labels)
-    found, expected = ours("simple_cnn", mnist, images, ONE_EPOCH), art(methodcaller("train", 1))
-    assert rates(found, mnist)[0] == pytest.approx(rates(expected, mnist)[0], abs=0.003)
+    """ART's in a process of its own each time: what its C library does with freed memory differs from one to the next,
+    by up to half of the time.
+    """
+    images, epoch = mnist.training, methodcaller("train", 1)
+    arts = [elsewhere(Art, network("simple_cnn", mnist), images.images(), images.labels) for _ in range(5)]
+    found = rates(ours("simple_cnn", mnist, images, ONE_EPOCH), mnist)[0]
+    for art in arts:
+        assert found == pytest.approx(rates(art(epoch), mnist)[0], abs=0.003)
+    turn = itertools.cycle(arts)
     duel(
         lambda: ours("simple_cnn", mnist, images, ONE_EPOCH),
-        lambda: art(methodcaller("train", 1)),
+        lambda: next(turn)(epoch),
         goal=3,
         warmup=False,
     )
