@@ -13,7 +13,6 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from gauntlet.assembly import wrap
-from gauntlet.compute import keep_freed_memory
 from gauntlet.dataset import TaskData
 from gauntlet.images import ImageSet, to_float, to_uint8
 from gauntlet.network import Network
@@ -41,12 +40,6 @@ QUICK = Recipe(
 """One epoch to a clean accuracy of 99.0 % and an ASR of 99.9 %: tuned on a tenth of the training data, held out."""
 
 CLEAN, ASR = 0.990, 0.999
-
-
-@pytest.fixture(autouse=True)
-def _freed_memory() -> None:
-    """As every session of the bench has it; the C library is one for both sides."""
-    keep_freed_memory()
 
 
 def network(name: str, data: TaskData, seed: int = 0) -> Network:

@@ -47,7 +47,7 @@ def _measure(original: Images, changed: Images) -> dict[str, Tensor]:
     before, after = original.flatten(1).double(), changed.flatten(1).double()
     difference = (before - after).abs()
     manhattan, euclidean = difference.sum(1), _length(difference)
-    moved = _ascending(original.flatten(1)).double() - _ascending(changed.flatten(1)).double()
+    moved = _ascending(before) - _ascending(after)
     return {
         "linf": difference.amax(1),
         "l1": manhattan,
@@ -60,7 +60,7 @@ def _measure(original: Images, changed: Images) -> dict[str, Tensor]:
 
 
 def _ascending(vectors: Tensor) -> Tensor:
-    """Each row sorted; on a CPU by NumPy, whose vectorised sort takes a sixteenth of torch's time."""
+    """Each row sorted; on a CPU by NumPy, whose vectorised sort takes a tenth of torch's time."""
     if vectors.device.type == "cpu":
         return torch.from_numpy(np.sort(vectors.numpy(), axis=1))
     return vectors.sort(dim=1).values
