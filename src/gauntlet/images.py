@@ -55,7 +55,7 @@ class ImageSet:
     @classmethod
     def of(cls, images: Tensor, labels: Tensor, auxiliary: Tensor | None = None) -> ImageSet:
         """All of `images` (uint8 NCHW) with `labels`, unchanged."""
-        return cls(images, torch.arange(len(images)), labels, images[:0], auxiliary)
+        return cls(images, torch.arange(len(images), device=images.device), labels, images[:0], auxiliary)
 
     def __len__(self) -> int:
         return len(self.rows)
