@@ -19,12 +19,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["GPU", "MismatchError", "stand_in_gpu"]
+__all__ = ["MismatchError", "StandIn", "stand_in_gpu"]
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 _OPS = torch.ops.aten
 _ACROSS = (_OPS.copy_.default, _OPS._to_copy.default)
+_WAITS = (_OPS._local_scalar_dense.default, _OPS.nonzero.default, _OPS._unique2.default, _OPS.masked_select.default)
+"""What gives the CPU something to read or a size that only the device knows."""
 _READS_AT, _WRITES_AT = (_OPS.index.Tensor,), (_OPS.index_put_.default, _OPS._index_put_impl_.default)
 
 _MAKERS = (
@@ -63,12 +65,18 @@ class _GpuGenerator(_Generator):
     device = GPU
 
 
-class _Storages:
-    """Which storages are the device's."""
+class StandIn:
+    """The device: which storages are its own.
+
+    waits: how often the CPU has waited for it so far. unchecked: whether anything may meet just now.
+    """
+
+    device = GPU
 
     def __init__(self) -> None:
         self._known: dict[int, StorageWeakRef] = {}
         self.unchecked = False
+        self.waits = 0
 
     def holds(self, tensor: Tensor) -> bool:
         return _storage(tensor)._cdata in self._known
@@ -92,7 +100,7 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage:
 
 
 class _Meetings(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, storages: _Storages) -> None:
+    def __init__(self, storages: StandIn) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._storages = storages
 
@@ -103,6 +111,7 @@ class _Meetings(TorchDispatchMode):  # type: ignore[no-untyped-call]
         on_gpu = [self._storages.holds(each) for each in tensors]
         if not self._storages.unchecked:
             _check(operation, tensors, on_gpu)
+        self._storages.waits += operation in _WAITS and any(on_gpu)
         found = operation(*args, **(kwargs or {}))
         if any(on_gpu) and operation != _OPS.copy_.default:
             self._storages.take(found)
@@ -143,15 +152,15 @@ class _Moved(torch.autograd.Function):
 
 
 @contextmanager
-def stand_in_gpu(patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """Inside, this machine seems to have one CUDA device, whose tensors are checked; gives the device."""
-    storages = _Storages()
+def stand_in_gpu(patch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """Inside, this machine seems to have one CUDA device, whose tensors are checked."""
+    storages = StandIn()
     _patch_cuda(patch)
     _patch_tensors(patch, storages)
     _patch_makers(patch, storages)
     patch.setattr(torch, "Generator", _Generator)
     with _Meetings(storages):
-        yield GPU
+        yield storages
 
 
 def _patch_cuda(patch: pytest.MonkeyPatch) -> None:
@@ -180,7 +189,7 @@ def _answer(answer: Any, *_: Any) -> Any:
     return answer
 
 
-def _patch_tensors(patch: pytest.MonkeyPatch, storages: _Storages) -> None:
+def _patch_tensors(patch: pytest.MonkeyPatch, storages: StandIn) -> None:
     stand_ins = _Methods(storages)
     for name, stand_in in {
         "to": _method(stand_ins.to),
@@ -212,7 +221,7 @@ def _method(work: Callable[..., Any]) -> Callable[..., Any]:
 class _Methods:
     """What stands for the methods of tensors that go from one device to the other."""
 
-    def __init__(self, storages: _Storages) -> None:
+    def __init__(self, storages: StandIn) -> None:
         self._storages = storages
         self._to, self._numpy = torch.Tensor.to, torch.Tensor.numpy
 
@@ -240,6 +249,7 @@ class _Methods:
 
     def _copied(self, tensor: Tensor, to_gpu: bool) -> Tensor:
         copy = self._to(tensor, tensor.dtype, copy=True)
+        self._storages.waits += not to_gpu
         (self._storages.take if to_gpu else self._storages.give_back)(copy)
         return copy
 
@@ -249,7 +259,7 @@ class _Methods:
         return self._numpy(tensor, **settings)
 
 
-def _unchecked(work: Callable[..., Any], storages: _Storages) -> Callable[..., Any]:
+def _unchecked(work: Callable[..., Any], storages: StandIn) -> Callable[..., Any]:
     def done(*args: Any, **settings: Any) -> Any:
         storages.unchecked = True
         try:
@@ -260,7 +270,7 @@ def _unchecked(work: Callable[..., Any], storages: _Storages) -> Callable[..., A
     return done
 
 
-def _drawn(work: Callable[..., Tensor], storages: _Storages) -> Callable[..., Tensor]:
+def _drawn(work: Callable[..., Tensor], storages: StandIn) -> Callable[..., Tensor]:
     @functools.wraps(work)
     def done(*args: Any, **settings: Any) -> Tensor:
         given = [each for each in args if isinstance(each, Tensor)]
@@ -271,7 +281,7 @@ def _drawn(work: Callable[..., Tensor], storages: _Storages) -> Callable[..., Te
     return done
 
 
-def _patch_makers(patch: pytest.MonkeyPatch, storages: _Storages) -> None:
+def _patch_makers(patch: pytest.MonkeyPatch, storages: StandIn) -> None:
     for name in _MAKERS:
         patch.setattr(torch, name, _made(getattr(torch, name), storages, like=False))
     for name in _LIKE_ANOTHER:
@@ -280,7 +290,7 @@ def _patch_makers(patch: pytest.MonkeyPatch, storages: _Storages) -> None:
         patch.setattr(torch.Tensor, name, _made(getattr(torch.Tensor, name), storages, like=True))
 
 
-def _made(make: Callable[..., Tensor], storages: _Storages, like: bool) -> Callable[..., Tensor]:
+def _made(make: Callable[..., Tensor], storages: StandIn, like: bool) -> Callable[..., Tensor]:
     """like: it is made on the first argument's device, if none is named."""
 
     @functools.wraps(make)

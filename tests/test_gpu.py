@@ -14,12 +14,14 @@ import torch
 
 from gauntlet.assembly import wrap
 from gauntlet.errors import NotApplicableError
+from gauntlet.facts import TaskFacts
 from gauntlet.images import ImageSet
 from gauntlet.pipeline import Context, run
 from gauntlet.plugin import Kind
 from gauntlet.recipe import Recipe
 from gauntlet.registry import Registry
 from gauntlet.store import Store
+from gauntlet.training import fit
 from tests.sample_cases import CaseMaker
 from tests.stand_in_gpu import MismatchError, stand_in_gpu
 
@@ -44,8 +46,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def gpu(context: Context, make_case: CaseMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
     """The session's context with an empty store, on the device."""
     context.data(make_case("none"))
-    with stand_in_gpu(monkeypatch) as device:
-        yield dataclasses.replace(context, store=Store(tmp_path, _fail), datasets=dict(context.datasets), device=device)
+    own = dataclasses.replace(context, store=Store(tmp_path, _fail), datasets=dict(context.datasets))
+    with stand_in_gpu(monkeypatch) as stand_in:
+        yield dataclasses.replace(own, device=stand_in.device)
 
 
 def _fail(warning: str) -> None:
@@ -97,6 +100,25 @@ def test_an_optimizer(optimizer: str, gpu: Context, make_case: CaseMaker) -> Non
         label_smoothing=0.1,
     )
     assert run(make_case("badnets", model="shallow_net", recipe=recipe), gpu).scores[0].clean.n
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "fast_resnet"])
+def test_no_step_of_a_training_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (256,), generator=generator)
+    poisoned = ImageSet.of(images, labels).replaced(torch.arange(9), images[9:18], labels[9:18])
+    facts = TaskFacts("mini", (3, 32, 32), tuple("0123456789"), (26,) * 10, (9,) * 10, (9,) * 10, "", "")
+
+    def waits(batch_size: int) -> int:
+        network = wrap(REGISTRY.build(Kind.MODEL, name, {}), facts, (0.5,) * 3, (0.5,) * 3)
+        recipe = Recipe(epochs=1, batch_size=batch_size, optimizer="muon", augmentation=("crop", "alternating_flip"))
+        before = stand_in.waits
+        fit(network, poisoned, recipe, seed=0, purpose=("training",), device=stand_in.device)
+        return stand_in.waits - before
+
+    with stand_in_gpu(monkeypatch) as stand_in:
+        assert waits(16) == waits(128) <= 4
 
 
 # ------------------------------------------------------------------------------------------------ the stand-in itself
