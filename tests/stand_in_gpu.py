@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
+import torch._functorch.apis
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = ["MismatchError", "StandIn", "stand_in_gpu"]
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 _OPS = torch.ops.aten
 _ACROSS = (_OPS.copy_.default, _OPS._to_copy.default)
@@ -71,7 +72,8 @@ class StandIn:
     waits: how often the CPU has waited for it so far. unchecked: whether anything may meet just now.
     """
 
-    device = GPU
+    device = torch.device("cuda")
+    """As a user names it; a tensor's own has a number."""
 
     def __init__(self) -> None:
         self._known: dict[int, StorageWeakRef] = {}
