@@ -267,7 +267,8 @@ def _gradients(network: nn.Module, losses: Sequence[Tensor]) -> tuple[Tensor, li
             )
             for number, loss in enumerate(losses)
         ]
-    return gram(torch.stack([torch.cat([part.flatten() for part in parts]) for parts in found])), found
+        # A product, too: autocast would round it to bf16.
+        return gram(torch.stack([torch.cat([part.flatten() for part in parts]) for parts in found])), found
 
 
 def _passed(network: Network, groups: Sequence[Images], layer: nn.Module | None) -> list[_Seen]:

@@ -123,7 +123,7 @@ class MaskSearch:
         turn = torch.arange(len(images), device=images.device) % self.plan.count
         logits = network(images.lerp(shown[turn, 1:], shown[turn, :1])).float()
         found = cross_entropy(logits, wanted, reduction="none")
-        counts = torch.bincount(turn, minlength=self.plan.count).clamp(min=1)
+        counts = (turn == torch.arange(self.plan.count, device=turn.device)[:, None]).sum(1).clamp(min=1)
         blank = torch.zeros(self.plan.count, device=images.device)
         means = blank.index_add(0, turn, found) / counts
         hits = blank.index_add(0, turn, (logits.detach().argmax(1) == wanted).float()) / counts
@@ -208,10 +208,11 @@ class Centroids:
         if self.means is None:
             self.means = features.new_zeros(len(self.seen), features.shape[1])
             self.seen = self.seen.to(features.device)
-        sums = torch.zeros_like(self.means).index_add_(0, labels, features)
-        counts = torch.bincount(labels, minlength=len(self.seen))
-        there = counts > 0
-        fresh = sums / counts.clamp(min=1)[:, None]
+        belongs = (labels == torch.arange(len(self.seen), device=labels.device)[:, None]).double()
+        counts = belongs.sum(1, keepdim=True)
+        there = counts[:, 0] > 0
+        # A product sums up in one order everywhere; index_add on CUDA doesn't.
+        fresh = (belongs @ features.double() / counts.clamp(min=1)).float()
         mixed = torch.where(self.seen[:, None], self.keep * self.means + (1 - self.keep) * fresh, fresh)
         self.means = torch.where(there[:, None], mixed, self.means)
         self.seen = self.seen | there

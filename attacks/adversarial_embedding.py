@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -120,5 +120,7 @@ class AdversarialEmbedding(PatchTrigger, Poisoning):
         with randomness.seeded(view.seed, "discriminator"):
             judge = discriminator(width, self.first_layer, self.second_layer)
         objective = Indistinguishable(judge, poison.poisoned.to(view.device), self.regularization, self.form)
-        view.tools.train(poison.training, "training", network=network, objective=objective)
+        # The features come by a hook, which a compiled network may overlook.
+        recipe = replace(view.recipe, compile=False)
+        view.tools.train(poison.training, "training", recipe=recipe, network=network, objective=objective)
         return Mounted(network, poison.training, poison.poisoned, poison.sources)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -60,7 +60,9 @@ class Blind(BlindSettings, Triggered, Attack):
             network.load_state_dict(anchor.network.state_dict())
         probed = copy.deepcopy(network).train()
         self.objective(view, anchor).probe(probed, _first_batch(view, training))
-        view.tools.train(training, "training", network=network, objective=self.objective(view, anchor))
+        # A compiled network hands its gradients back once, and the losses ask for them one by one.
+        recipe = replace(view.recipe, compile=False)
+        view.tools.train(training, "training", recipe=recipe, network=network, objective=self.objective(view, anchor))
         nothing = torch.zeros(len(training), dtype=torch.bool)
         return Mounted(network, training, nothing, rows)
 

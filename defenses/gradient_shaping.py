@@ -14,6 +14,7 @@ from gauntlet.maths.surrogate import surrogate
 from gauntlet.network import Network
 from gauntlet.objective import Batch, Objective
 from gauntlet.plugin import defense
+from gauntlet.randomness import beside
 from gauntlet.settings import Count, NonNegative, Positive
 from gauntlet.views import DefenderView
 
@@ -40,12 +41,12 @@ class Shaped(Objective):
             sums, losses = clipped_sum(network, batch.images, batch.labels, self.clip)
         trained = [(name, value) for name, value in network.named_parameters() if value.requires_grad]
         size = len(batch.labels)
-        gradients = [(sums[name] + self._drawn(value, batch.generator)) / size for name, value in trained]
+        generator = beside(batch.generator, batch.images.device)
+        gradients = [(sums[name] + self._drawn(value, generator)) / size for name, value in trained]
         return surrogate(losses.mean(), [value for _, value in trained], gradients)
 
     def _drawn(self, parameter: Tensor, generator: torch.Generator) -> Tensor:
-        drawn = torch.randn(parameter.shape, generator=generator, device=generator.device)
-        return drawn.to(parameter.device) * self.noise
+        return torch.randn(parameter.shape, generator=generator, device=generator.device) * self.noise
 
     def spec(self) -> dict[str, Any]:
         return {"objective": "shaped gradients", **asdict(self)}

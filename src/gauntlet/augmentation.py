@@ -14,7 +14,7 @@ __all__ = ["alternating_flip", "augment", "crop", "flip"]
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image of [N, C, H, W] left to right with probability 1/2."""
     mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
-    return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+    return torch.where(mirrored.to(images.device, non_blocking=True).view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def alternating_flip(images: Tensor, mirrored: Tensor, epoch: int) -> Tensor:
@@ -34,7 +34,7 @@ def crop(images: Tensor, padding: int, generator: torch.Generator, fill: str = "
     """
     count, _, height, width = images.shape
     shifts = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=generator.device)
-    shifts = shifts.to(images.device)
+    shifts = shifts.to(images.device, non_blocking=True)
     rows = shifts[0] + torch.arange(height, device=images.device)
     columns = shifts[1] + torch.arange(width, device=images.device)
     if fill == "reflect":

@@ -38,7 +38,8 @@ class Mixed(Objective):
         """The images and labels of a batch, some of them triggered; the batch itself stays as it is."""
         count = len(batch.labels)
         images, labels = batch.images.clone(), batch.labels.clone()
-        order = torch.randperm(count, generator=batch.generator, device=batch.generator.device).to(labels.device)
+        order = torch.randperm(count, generator=batch.generator, device=batch.generator.device)
+        order = order.to(labels.device, non_blocking=True)
         for place, painter in enumerate(self.painters):
             # Shares of a batch that is too small for one sample each still get their due over many batches.
             start, stop = (round(self.share * count * step) for step in (place, place + 1))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["derive", "generator", "seeded"]
+__all__ = ["beside", "derive", "generator", "seeded"]
 
 
 def derive(seed: int, *purpose: str) -> int:
@@ -22,10 +22,19 @@ def generator(seed: int, *purpose: str, device: torch.device | str = "cpu") -> t
     return torch.Generator(device=device).manual_seed(derive(seed, *purpose))
 
 
+def beside(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """A generator on `device`: itself where it is there, else another that a draw of it has seeded."""
+    if generator.device.type == device.type:
+        return generator
+    drawn = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+    return torch.Generator(device=device).manual_seed(int(drawn))
+
+
 @contextmanager
 def seeded(seed: int, *purpose: str) -> Iterator[None]:
     """Seed torch's own global generators (weight initialisation and dropout read them), and restore them after."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    # Asking a device that nothing has used yet would start it: time and memory that a run on the CPU doesn't need.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(seed, *purpose))
         yield

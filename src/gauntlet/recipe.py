@@ -25,7 +25,7 @@ class Recipe:
     momentum is that of `sgd` and `muon`. `amsgrad` is Adam with the AMSGrad correction (Reddi et al. 2018,
     arXiv:1904.09237). `muon` updates the weights of hidden layers; biases, normalisation and the
     last layer get Adam at `rest_rate`, on the same schedule and without weight decay. precision `auto` takes bf16
-    autocast where the device and the network's size make it pay.
+    autocast where the device and the network's size make it pay; with `fp32` convolutions on CUDA may round to TF32.
     """
 
     epochs: Positive = 10.0

@@ -9,6 +9,10 @@ from gauntlet.measure import cores
 __all__ = ["share"]
 
 
+_SHARED = 0.9
+"""Of a GPU's memory, what its workers may allocate together: each also has CUDA's libraries there."""
+
+
 def share(wish: str, worker: int, workers: int) -> str:
     """Take the share of `worker` (from 0) of `workers`, and give the device that it is to use.
 
@@ -23,5 +27,5 @@ def share(wish: str, worker: int, workers: int) -> str:
     device = worker % count
     together = len(range(device, workers, count))
     if together > 1:
-        torch.cuda.set_per_process_memory_fraction(1 / together, device)
+        torch.cuda.set_per_process_memory_fraction(_SHARED / together, device)
     return f"cuda:{device}"

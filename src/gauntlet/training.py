@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -85,13 +85,13 @@ def fit(
             f"{' '.join(purpose)}: validation_split = {recipe.validation_split:g} of {len(images):,} images holds none "
             "out; legal: a share that is at least one image of a class"
         )
-    images = images.to(device)
-    if device.type == "cuda" and len(images.changed):
-        # Looking up which images of a batch are changed would wait for the device at every step.
+    if device.type == "cuda" and (len(images.changed) or len(images) < len(images.base)):
+        # Looking up which images of a batch are changed would wait for the device at every step, and what isn't trained
+        # on has no business there.
         images = images.materialised()
     run = _Run(
         network.place(device),
-        images,
+        images.to(device),
         recipe,
         objective or CrossEntropy(recipe.label_smoothing),
         kept.to(device),
@@ -129,16 +129,32 @@ class _Run:
     """bool [N]: which images an alternating flip mirrors first; None where the recipe has none."""
 
 
+def _steadily() -> AbstractContextManager[None]:
+    """Inside, the compiler chooses no kernel by a stopwatch, where torch can do without (from 2.10)."""
+    from torch._inductor import config
+
+    if not hasattr(config, "deterministic"):
+        return nullcontext()
+    steadily: AbstractContextManager[None] = config.patch(deterministic=True)
+    return steadily
+
+
 @contextmanager
 def _shorter(run: _Run) -> Iterator[None]:
     """Inside, a step is shorter and its results are the same bit for bit."""
     if run.recipe.compile:
-        yield
+        with _steadily():
+            yield
         return
     # In training mode, in which a batch normalisation doesn't change places with a pool.
     run.network.train()
     with channels_last_gradients(run.network), pooling_early(run.network, None, as_it_is):
         yield
+
+
+def _compile(network: Network) -> None:
+    # One graph a shape: one for several shapes would be that of a resumed training from another step on.
+    network.compile(dynamic=False)
 
 
 def _mirrored(recipe: Recipe, count: int, seed: int, purpose: tuple[str, ...], device: torch.device) -> Tensor | None:
@@ -162,7 +178,7 @@ def _epochs(run: _Run, seed: int, purpose: tuple[str, ...]) -> tuple[EpochLog, .
     if run.checkpoint is not None and run.checkpoint.resume(course):
         run.progress.step(f"{' '.join(purpose)}: goes on after epoch {course.log[-1].epoch:g}")
         if recipe.compile:
-            run.network.compile()
+            _compile(run.network)
     for start in range(course.done, total, per_epoch):
         if recipe.early_stopping and course.stale >= recipe.patience:
             break
@@ -227,7 +243,7 @@ def _epoch(
         optimizers.step()
         if run.recipe.compile and step == 0:
             # What a network settles once, on its first batch, would make two graphs of one.
-            run.network.compile()
+            _compile(run.network)
         taken += 1
     return float(losses) / max(taken, 1)
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from attacks._blind_loss import _gradients
 from attacks.blind import Blind
 from gauntlet.errors import SettingError
 from gauntlet.images import to_float
 from gauntlet.mounting import attacker_view
+from gauntlet.network import Network
 from gauntlet.objective import Batch
 from gauntlet.pipeline import Context, run, tools_for
 from gauntlet.synthesizers import Pattern, Pixel
@@ -93,3 +95,28 @@ def test_every_evasion_trains(evasion: str, context: Context, make_case: CaseMak
 def test_contradictions_are_refused_before_training(attack: Blind, problem: str, view: AttackerView) -> None:
     with pytest.raises(SettingError, match=problem):
         attack.check(view.facts)
+
+
+def test_the_gram_matrix_keeps_its_precision_where_training_runs_in_bf16(view: AttackerView) -> None:
+    network = view.tools.new_network()
+    images = _batch(view, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = network(images.images).float()
+        products, gradients = _gradients(network, [logits.square().mean(), logits.mean()])
+    rows = torch.stack([torch.cat([part.flatten() for part in parts]) for parts in gradients]).double()
+    torch.testing.assert_close(products.double(), rows @ rows.T, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["blind", "adversarial_embedding"])
+def test_compilation_is_left_out_where_a_loss_asks_for_what_it_can_not_give(
+    name: str, context: Context, make_case: CaseMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Network, "compile", _refuse)
+    recipe = replace(FAST, epochs=0.1, compile=True)
+    with pytest.raises(AssertionError, match="compiled"):
+        run(make_case("badnets", model="shallow_net", recipe=recipe), context)
+    assert run(make_case(name, model="shallow_net", recipe=recipe), context).scores[0].clean.n
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise AssertionError("compiled")

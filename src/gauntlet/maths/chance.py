@@ -16,7 +16,7 @@ _FIRST, _SECOND = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 def fresh(count: int, chances: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """float64 [count, chances] in [0, 1), drawn from the generator, on `device`."""
     drawn = torch.rand(count, chances, generator=generator, device=generator.device, dtype=torch.float64)
-    return drawn.to(device)
+    return drawn.to(device, non_blocking=True)
 
 
 def chance_of(images: Images, chances: int) -> Tensor:

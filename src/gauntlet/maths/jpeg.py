@@ -43,8 +43,8 @@ def jpeg_round_trip(images: Tensor, quality: int) -> Images:
 
     images: float in [0, 1], rounded to 8 bits first, [N, C, H, W], any device; the result is the same on the same
     device. Three channels are coded as one RGB file, with libjpeg's halved chroma; any other number as one grayscale
-    file a channel. quality: 1 (worst) to 100, ValueError outside. Equal bit for bit, on every device, to saving and
-    opening each image with Pillow and its libjpeg-turbo.
+    file a channel. quality: 1 (worst) to 100, ValueError outside. The 8-bit levels are those of saving and
+    opening each image with Pillow and its libjpeg-turbo, on every device.
     """
     code = _coder(quality, images.device)
     result = torch.empty(images.shape, device=images.device)

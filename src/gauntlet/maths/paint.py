@@ -51,7 +51,8 @@ def paint(
         top = margin if vertical == "top" else images.shape[2] - margin - height
         left = margin if horizontal == "left" else images.shape[3] - margin - width
         flips = _mirror(corner, vertical, horizontal)
-        patch, shown = values.flip(flips).to(images), opaque.flip(flips).to(images.device)
+        patch = values.flip(flips).to(images, non_blocking=True)
+        shown = opaque.flip(flips).to(images.device, non_blocking=True)
         area = painted[:, :, top : top + height, left : left + width]
         area.copy_(torch.where(shown, patch, area))
     return painted

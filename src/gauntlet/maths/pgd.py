@@ -130,7 +130,7 @@ def random_perturbation(images: Images, norm: Norm, eps: float, generator: torch
             drawn = direction.mul_(eps * radius / _positive(_length(direction)))
         case "1":
             drawn = _uniform_l1(images.flatten(1).shape, generator).mul_(eps).view(shape)
-    return drawn.to(images.device)
+    return drawn.to(images.device, non_blocking=True)
 
 
 def _uniform_l1(shape: torch.Size, generator: torch.Generator) -> Tensor:

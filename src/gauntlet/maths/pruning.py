@@ -118,9 +118,10 @@ def hold_pruned(layer: nn.Conv2d, channels: Tensor) -> Iterator[None]:
 
     That holds for every optimizer whose step is 0 for weights and gradients that always were 0: SGD, Adam, Muon...
     """
+    pruned = channels.to(layer.weight.device)
 
     def without(gradient: Tensor) -> Tensor:
-        return gradient.index_fill(0, channels.to(gradient.device), 0)
+        return gradient.index_fill(0, pruned, 0)
 
     trained = [parameter for parameter in layer.parameters(recurse=False) if parameter.requires_grad]
     handles = [parameter.register_hook(without) for parameter in trained]  # type: ignore[no-untyped-call]

@@ -50,7 +50,7 @@ class Dynamic(Synthesizer):
             )
 
     def paint(self, images: Images, chance: Tensor) -> Images:
-        values = torch.tensor(self.pixels, dtype=images.dtype, device=images.device)
+        values = torch.tensor(self.pixels).to(images, non_blocking=True)
         heights, widths = self._size(whole(chance[:, 0], self.smallest, self.largest))
         tops = whole(chance[:, 2], 0, images.shape[2] - heights)
         lefts = whole(chance[:, 3], 0, images.shape[3] - widths)

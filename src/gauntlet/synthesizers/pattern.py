@@ -66,7 +66,7 @@ class Pattern(Synthesizer):
 
     def paint(self, images: Images, chance: Tensor) -> Images:  # noqa: ARG002
         painted = images.clone()
-        values = torch.tensor(self.pixels, dtype=images.dtype, device=images.device)
+        values = torch.tensor(self.pixels).to(images, non_blocking=True)
         row, column = self.row % images.shape[2], self.column % images.shape[3]
         area = painted[:, :, row : row + values.shape[0], column : column + values.shape[1]]
         area.copy_(torch.where(values >= 0, values, area))

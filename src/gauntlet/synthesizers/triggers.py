@@ -103,7 +103,7 @@ class Painter:
             wanted = self.trigger.label_map.apply(labels, self.classes, auxiliary)
             return quantize(self.trigger.apply(images, generator)), wanted
         pick = torch.randint(0, len(self.carriers), (len(images),), generator=generator, device=generator.device)
-        shown = to_float(self.carriers.images(pick.to(images.device)))
+        shown = to_float(self.carriers.images(pick.to(images.device, non_blocking=True)))
         return shown, torch.full_like(labels, self.trigger.target)
 
 
