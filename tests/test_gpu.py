@@ -106,10 +106,10 @@ def test_an_optimizer(optimizer: str, gpu: Context, make_case: CaseMaker) -> Non
 @pytest.mark.parametrize("name", ["simple_cnn", "fast_resnet"])
 def test_no_step_of_a_training_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 10, (256,), generator=generator)
+    images = torch.randint(0, 256, (48, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (48,), generator=generator)
     poisoned = ImageSet.of(images, labels).replaced(torch.arange(9), images[9:18], labels[9:18])
-    facts = TaskFacts("mini", (3, 32, 32), tuple("0123456789"), (26,) * 10, (9,) * 10, (9,) * 10, "", "")
+    facts = TaskFacts("mini", (3, 32, 32), tuple("0123456789"), (5,) * 10, (9,) * 10, (9,) * 10, "", "")
 
     def waits(batch_size: int) -> int:
         network = wrap(REGISTRY.build(Kind.MODEL, name, {}), facts, (0.5,) * 3, (0.5,) * 3)
@@ -119,7 +119,7 @@ def test_no_step_of_a_training_waits_for_the_device(name: str, monkeypatch: pyte
         return stand_in.waits - before
 
     with stand_in_gpu(monkeypatch) as stand_in:
-        assert waits(16) == waits(128)
+        assert waits(8) == waits(24)
 
 
 def test_a_generator_beside_another_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
