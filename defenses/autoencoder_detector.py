@@ -13,9 +13,10 @@ from torch.nn.functional import mse_loss, pad
 from gauntlet import randomness
 from gauntlet.defense import InputDetector, Scorer
 from gauntlet.errors import SettingError
-from gauntlet.images import Images, chunks
+from gauntlet.images import Images
 from gauntlet.network import Network
 from gauntlet.objective import Batch, Objective
+from gauntlet.out_of_memory import parts
 from gauntlet.plugin import defense
 from gauntlet.precision import autocast, resolve
 from gauntlet.recipe import Recipe
@@ -56,11 +57,14 @@ class AutoencoderDetector(InputDetector):
 
         def score(images: Images) -> Tensor:
             found = torch.empty(len(images), device=images.device)
+
+            def judge(part: slice) -> None:
+                batch = images[part].contiguous(memory_format=torch.channels_last)
+                errors = (network(batch).float() - batch).square().flatten(1)
+                found[part] = errors.mean(1) + errors.std(1, correction=0)
+
             with torch.inference_mode(), autocast(images.device, dtype):
-                for part in chunks(len(images), _AT_ONCE[images.device.type]):
-                    batch = images[part].contiguous(memory_format=torch.channels_last)
-                    errors = (network(batch).float() - batch).square().flatten(1)
-                    found[part] = errors.mean(1) + errors.std(1, correction=0)
+                parts(len(images), _AT_ONCE[images.device.type], judge)
             return found
 
         return score

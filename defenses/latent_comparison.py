@@ -10,8 +10,9 @@ from torch import Tensor
 
 from gauntlet.defense import InputDetector, Scorer
 from gauntlet.errors import SettingError
-from gauntlet.images import Images, chunks, to_float
+from gauntlet.images import Images, to_float
 from gauntlet.network import Network
+from gauntlet.out_of_memory import parts
 from gauntlet.plugin import defense
 from gauntlet.precision import autocast, resolve
 from gauntlet.settings import Fraction
@@ -58,14 +59,15 @@ class LatentComparison(InputDetector):
 
 def _features(network: Network, images: Images, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """float64 [N, D] and the predicted classes."""
-    parts, named = [], []
+
+    def seen(part: slice) -> tuple[Tensor, Tensor]:
+        features, logits = network.features_and_logits(images[part].contiguous(memory_format=torch.channels_last))
+        return features.double(), logits.argmax(1)
+
     with torch.inference_mode(), autocast(images.device, dtype):
-        for part in chunks(len(images), _AT_ONCE[images.device.type]):
-            batch = images[part].contiguous(memory_format=torch.channels_last)
-            features, logits = network.features_and_logits(batch)
-            parts.append(features.double())
-            named.append(logits.argmax(1))
-    return torch.cat(parts).clone(), torch.cat(named).clone()
+        found = parts(len(images), _AT_ONCE[images.device.type], seen)
+    features, named = (torch.cat(each).clone() for each in zip(*found, strict=True))
+    return features, named
 
 
 def _means(features: Tensor, labels: Tensor, classes: int) -> Tensor:

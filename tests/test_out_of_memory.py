@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gauntlet.images import ImageSet, to_float
+from gauntlet.maths.inversion import Inverted, Search, invert
 from gauntlet.network import Network
 from gauntlet.out_of_memory import Accumulation, outputs
 from gauntlet.progress import Silent
@@ -132,3 +133,34 @@ def test_predictions_in_halved_parts_are_the_same() -> None:
     assert body.sizes == [16] * 5 + [10]
     with torch.no_grad():
         torch.testing.assert_close(found, network(90)[0](to_float(images(90).images())))
+
+
+def test_an_inversion_that_does_not_fit_takes_fewer_classes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 6))
+    images = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    search = Search(steps=20, batch=5)
+    room = 1_000
+    seen: list[int] = []
+
+    def crowded(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(len(inputs[0]))
+        if len(inputs[0]) > room:
+            raise torch.OutOfMemoryError("as if")
+
+    network.register_forward_pre_hook(crowded)
+
+    def inverted() -> Inverted:
+        return invert(network, images, torch.arange(6), search, generator=torch.Generator().manual_seed(1))
+
+    whole, sizes = inverted(), set(seen)
+    room = 10
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    seen.clear()
+    split = inverted()
+    assert sizes == {30}
+    assert set(seen) == {30, 15, 5}
+    torch.testing.assert_close(split.masks, whole.masks)
+    torch.testing.assert_close(split.norms, whole.norms)
+    room = 4
+    with pytest.raises(torch.OutOfMemoryError):
+        inverted()

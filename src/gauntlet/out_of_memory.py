@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from gauntlet.images import chunks
+__all__ = ["Accumulation", "outputs", "parts"]
 
-__all__ = ["Accumulation", "outputs"]
+T = TypeVar("T")
 
 
 class Accumulation:
@@ -61,23 +62,28 @@ class Accumulation:
 
 
 def outputs(count: int, size: int, forward: Callable[[slice], Tensor]) -> Tensor:
-    """What `forward` yields for slices of range(count), each of at most `size`, one below the other.
+    """What `forward` yields for slices of range(count), one below the other; slices as `parts` takes them."""
+    return torch.cat(parts(count, size, forward))
+
+
+def parts(count: int, size: int, work: Callable[[slice], T]) -> list[T]:
+    """What `work` yields for slices of range(count), each of at most `size`, in their order.
 
     A slice for which memory runs out is halved, and so are those after it; raises torch.OutOfMemoryError when one
     sample doesn't fit.
     """
-    found: list[Tensor] = []
+    found: list[T] = []
     done = 0
     while done < count:
-        for part in chunks(count - done, size):
-            try:
-                found.append(forward(slice(done + part.start, done + part.stop)))
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-                break
-        done = sum(len(item) for item in found)
-        if done < count:
-            torch.cuda.empty_cache()
-            size //= 2
-    return torch.cat(found)
+        stop = min(done + size, count)
+        try:
+            found.append(work(slice(done, stop)))
+            done = stop
+            continue
+        except torch.OutOfMemoryError:
+            if stop - done == 1:
+                raise
+        # Not in the handler: there the failed pass's tensors are still held by the traceback.
+        torch.cuda.empty_cache()
+        size //= 2
+    return found

@@ -7,8 +7,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from gauntlet.images import Images, chunks
+from gauntlet.images import Images
 from gauntlet.inference import inference
+from gauntlet.out_of_memory import parts
 
 __all__ = ["contradiction", "dissent"]
 
@@ -37,9 +38,12 @@ def contradiction(one: nn.Module, other: nn.Module, images: Images, *, dtype: to
     mode judges every image by itself, but for rounding. dtype: see `gauntlet.precision`.
     """
     found = torch.empty(len(images), device=images.device)
+
+    def judge(part: slice) -> None:
+        batch = images[part].contiguous(memory_format=torch.channels_last)
+        found[part] = dissent(other(batch), one(batch).argmax(1))
+
     further = nullcontext() if other is one else inference(other, images.device, dtype)
     with inference(one, images.device, dtype), further:
-        for part in chunks(len(images), _AT_ONCE[images.device.type]):
-            batch = images[part].contiguous(memory_format=torch.channels_last)
-            found[part] = dissent(other(batch), one(batch).argmax(1))
+        parts(len(images), _AT_ONCE[images.device.type], judge)
     return found

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from gauntlet.images import Images, chunks
 from gauntlet.maths.gradients import image_gradients
+from gauntlet.out_of_memory import parts
 from gauntlet.precision import autocast
 
 __all__ = ["Inverted", "Search", "anomaly_index", "batches", "invert"]
@@ -87,10 +88,10 @@ def invert(
     at_once = min(_AT_ONCE[images.device.type], _VALUES[images.device.type] // images[0].numel())
     size = max(1, at_once // search.batch)
     with _frozen(network), torch.enable_grad(), image_gradients(network):
-        groups = [
-            _invert(network, images, classes[part], start, steps, search, dtype) for part in chunks(len(classes), size)
-        ]
-    masks, patterns, norms = (torch.cat(parts) for parts in zip(*groups, strict=True))
+        groups = parts(
+            len(classes), size, lambda part: _invert(network, images, classes[part], start, steps, search, dtype)
+        )
+    masks, patterns, norms = (torch.cat(each) for each in zip(*groups, strict=True))
     reached = norms.isfinite()
     return Inverted(masks, patterns, norms.where(reached, float(masks[0].numel())), reached)
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gauntlet.images import Images, chunks
+from gauntlet.images import Images
 from gauntlet.maths.gradients import image_gradients
+from gauntlet.out_of_memory import parts
 
 __all__ = ["Norm", "pgd", "project", "random_perturbation"]
 
@@ -50,15 +51,18 @@ def pgd(
     if random_start:
         points = (points + random_perturbation(points, norm, eps, generator)).clamp_(0, 1)
     moved = torch.empty_like(points)
+
+    def move(part: slice) -> None:
+        here, centre = points[part], images[part]
+        for _ in range(iterations):
+            gradient = _loss_gradient(network, here, labels[part])
+            there = (here + _steepest(here, -gradient if targeted else gradient, norm, step)).clamp_(0, 1)
+            # The box contains the centre, so shrinking towards it doesn't leave the box again, but for rounding.
+            here = (centre + project(there - centre, norm, eps)).clamp_(0, 1)
+        moved[part] = here
+
     with image_gradients(network):
-        for part in chunks(len(points), batch):
-            here, centre = points[part], images[part]
-            for _ in range(iterations):
-                gradient = _loss_gradient(network, here, labels[part])
-                there = (here + _steepest(here, -gradient if targeted else gradient, norm, step)).clamp_(0, 1)
-                # The box contains the centre, so shrinking towards it doesn't leave the box again, but for rounding.
-                here = (centre + project(there - centre, norm, eps)).clamp_(0, 1)
-            moved[part] = here
+        parts(len(points), batch, move)
     return moved
 
 
