@@ -121,7 +121,7 @@ def hold_pruned(layer: nn.Conv2d, channels: Tensor) -> Iterator[None]:
     pruned = channels.to(layer.weight.device)
 
     def without(gradient: Tensor) -> Tensor:
-        return gradient.index_fill(0, pruned, 0)
+        return gradient.index_fill(0, pruned.to(gradient.device), 0)
 
     trained = [parameter for parameter in layer.parameters(recurse=False) if parameter.requires_grad]
     handles = [parameter.register_hook(without) for parameter in trained]  # type: ignore[no-untyped-call]
