@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, relu
 
 from gauntlet.images import Images
 from gauntlet.maths.adversarial import evaluating
+from gauntlet.maths.class_means import class_means
 from gauntlet.maths.grad_cam import channel_weights
 from gauntlet.network import Network
 
@@ -208,11 +209,8 @@ class Centroids:
         if self.means is None:
             self.means = features.new_zeros(len(self.seen), features.shape[1])
             self.seen = self.seen.to(features.device)
-        belongs = (labels == torch.arange(len(self.seen), device=labels.device)[:, None]).double()
-        counts = belongs.sum(1, keepdim=True)
-        there = counts[:, 0] > 0
-        # A product sums up in one order everywhere; index_add on CUDA doesn't.
-        fresh = (belongs @ features.double() / counts.clamp(min=1)).float()
+        exact, there = class_means(features, labels, len(self.seen))
+        fresh = exact.float()
         mixed = torch.where(self.seen[:, None], self.keep * self.means + (1 - self.keep) * fresh, fresh)
         self.means = torch.where(there[:, None], mixed, self.means)
         self.seen = self.seen | there

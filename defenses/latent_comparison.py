@@ -11,6 +11,7 @@ from torch import Tensor
 from gauntlet.defense import InputDetector, Scorer
 from gauntlet.errors import SettingError
 from gauntlet.images import Images, to_float
+from gauntlet.maths.class_means import class_means
 from gauntlet.network import Network
 from gauntlet.out_of_memory import parts
 from gauntlet.plugin import defense
@@ -72,10 +73,8 @@ def _features(network: Network, images: Images, dtype: torch.dtype) -> tuple[Ten
 
 def _means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """float64 [classes, D]; the mean of all for a class without an image."""
-    belongs = (labels == torch.arange(classes, device=labels.device)[:, None]).to(features.dtype)
-    counts = belongs.sum(1, keepdim=True)
-    # A product sums up in one order everywhere; index_add on CUDA doesn't.
-    return torch.where(counts > 0, belongs @ features / counts.clamp(min=1), features.mean(0))
+    means, there = class_means(features, labels, classes)
+    return torch.where(there[:, None], means, features.mean(0))
 
 
 def _whitening(residuals: Tensor, shrinkage: float) -> Tensor:

@@ -27,8 +27,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 _OPS = torch.ops.aten
 _ACROSS = (_OPS.copy_.default, _OPS._to_copy.default)
 _WAITS = (
-    *(_OPS._local_scalar_dense.default, _OPS.nonzero.default, _OPS._unique2.default, _OPS.masked_select.default),
+    _OPS._local_scalar_dense.default,
+    _OPS._unique2.default,
     _OPS.bincount.default,
+    _OPS.masked_select.default,
+    _OPS.nonzero.default,
 )
 """What gives the CPU something to read or a size that only the device knows."""
 _READS_AT, _WRITES_AT = (_OPS.index.Tensor,), (_OPS.index_put_.default, _OPS._index_put_impl_.default)

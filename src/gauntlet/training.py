@@ -103,7 +103,7 @@ def fit(
         curves or Unseen(),
         _mirrored(recipe, len(images), seed, purpose, device),
     )
-    with randomness.seeded(seed, *purpose, "dropout"), deterministic(), _shorter(run):
+    with randomness.seeded(seed, *purpose, "dropout"), deterministic(), _way(run):
         log = _epochs(run, seed, purpose)
     if recipe.compile:
         # A victim that was made now and one from the store are to be scored by the same kernels.
@@ -129,8 +129,12 @@ class _Run:
     """bool [N]: which images an alternating flip mirrors first; None where the recipe has none."""
 
 
+def _way(run: _Run) -> AbstractContextManager[None]:
+    return _steadily() if run.recipe.compile else _shorter(run)
+
+
 def _steadily() -> AbstractContextManager[None]:
-    """Inside, the compiler chooses no kernel by a stopwatch, where torch can do without (from 2.10)."""
+    """Inside, the compiler chooses no kernel by a stopwatch, where the version of torch can do without."""
     from torch._inductor import config
 
     if not hasattr(config, "deterministic"):
@@ -142,10 +146,6 @@ def _steadily() -> AbstractContextManager[None]:
 @contextmanager
 def _shorter(run: _Run) -> Iterator[None]:
     """Inside, a step is shorter and its results are the same bit for bit."""
-    if run.recipe.compile:
-        with _steadily():
-            yield
-        return
     # In training mode, in which a batch normalisation doesn't change places with a pool.
     run.network.train()
     with channels_last_gradients(run.network), pooling_early(run.network, None, as_it_is):
