@@ -124,10 +124,12 @@ class MaskSearch:
         turn = torch.arange(len(images), device=images.device) % self.plan.count
         logits = network(images.lerp(shown[turn, 1:], shown[turn, :1])).float()
         found = cross_entropy(logits, wanted, reduction="none")
-        counts = (turn == torch.arange(self.plan.count, device=turn.device)[:, None]).sum(1).clamp(min=1)
-        blank = torch.zeros(self.plan.count, device=images.device)
-        means = blank.index_add(0, turn, found) / counts
-        hits = blank.index_add(0, turn, (logits.detach().argmax(1) == wanted).float()) / counts
+        own = (turn == torch.arange(self.plan.count, device=turn.device)[:, None]).float()
+        # Sums over rows: in one order on every device, unlike index_add on CUDA, and in float32, unlike a product under
+        # autocast.
+        counts = own.sum(1).clamp(min=1)
+        means = (own * found).sum(1) / counts
+        hits = (own * (logits.detach().argmax(1) == wanted)).sum(1) / counts
         norms = shown[:, :1].flatten(1).norm(p=self.plan.norm, dim=1)
         return means + self._costs * norms, hits
 

@@ -15,7 +15,10 @@ __all__ = ["fetch", "one_line"]
 
 def fetch(what: str, folder: Path, context: LoadContext, download: Callable[[], object]) -> None:
     """Run `download`, which fills `folder`. DataError when downloads are forbidden, or this one fails."""
-    remedy = "lay the files out there as torchvision does"
+    remedy = (
+        "lay the files out there as torchvision does, or name your own copy with --task parquet:PATH, folder:PATH or "
+        "h5:PATH"
+    )
     if context.offline:
         raise DataError(f"{what} is not in {folder} and downloads are off; {remedy}, or run once without --offline")
     try:
