@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gauntlet import randomness
 from gauntlet.attack import Family, Mounted
 from gauntlet.facts import TaskFacts
 from gauntlet.images import Images
@@ -117,7 +116,7 @@ class AdversarialEmbedding(PatchTrigger, Poisoning):
         probe = torch.zeros(2, *view.facts.shape, device=view.device)
         with torch.no_grad():
             width = network.eval().features_and_logits(probe)[0].shape[1]
-        with randomness.seeded(view.seed, "discriminator"):
+        with view.seeded("discriminator"):
             judge = discriminator(width, self.first_layer, self.second_layer)
         objective = Indistinguishable(judge, poison.poisoned.to(view.device), self.regularization, self.form)
         # The features come by a hook, which a compiled network may overlook.

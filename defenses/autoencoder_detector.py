@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, pad
 
-from gauntlet import randomness
 from gauntlet.defense import InputDetector, Scorer
 from gauntlet.errors import SettingError
 from gauntlet.images import Images
@@ -71,7 +70,7 @@ class AutoencoderDetector(InputDetector):
 
     def _trained(self, view: DefenderView) -> Network:
         channels = view.facts.shape[0]
-        with randomness.seeded(view.seed, "autoencoder", "initialisation"):
+        with view.seeded("autoencoder", "initialisation"):
             body = Autoencoder(channels, self.width)
         # Pixels as they are: the network's own values are what the error is measured in.
         network = Network(body, [0.0] * channels, [1.0] * channels, "encoder", None).place(view.device)

@@ -16,7 +16,7 @@ from gauntlet.objective import Objective
 from gauntlet.randomness import seeded
 from gauntlet.recipe import Recipe
 from gauntlet.training import fit
-from gauntlet.views import DefenderView
+from gauntlet.views import DefenderView, Draws
 from models.le_net import LeNet
 
 __all__ = ["CPU", "RECIPE", "Tools", "digits", "facts", "small_victim", "view_on"]
@@ -78,7 +78,7 @@ def view_on(victim: Network, reserve: ImageSet, classes: int = 10, seed: int = 5
         facts=facts(reserve.shape, classes),
         architecture=Architecture(),
         recipe=RECIPE,
-        seed=seed,
+        draws=Draws(seed),
         device=CPU,
         tools=Tools(),
         victim=victim.eval(),

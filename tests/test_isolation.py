@@ -22,6 +22,7 @@ from gauntlet.mounting import mount
 from gauntlet.options import Options
 from gauntlet.pipeline import Context, run, tools_for
 from gauntlet.plugin import Kind, name_of
+from gauntlet.randomness import generator
 from gauntlet.recipe import Recipe
 from gauntlet.records import SeedScore
 from gauntlet.registry import Registry
@@ -132,6 +133,25 @@ def test_the_set_behind_what_is_delivered_stays_closed(own: Context, make_case: 
         assert view.training is view.training
         assert not len(view.training.changed)
     assert torch.equal(view.training.images(), mounted.training.images())
+
+
+def test_neither_the_attack_nor_its_draws_can_be_read_from_what_a_defender_holds(
+    own: Context, make_case: CaseMaker
+) -> None:
+    """Whoever knows the seed can repeat the attacker's draws; whoever holds the tools reads the attack's name there."""
+    case = make_case("badnets", "fine_tuning", model="shallow_net", recipe=SHORT)
+    tools = tools_for(case, 0, own)
+    mounted = mount(case.attack, tools).value
+    view = defender_view(case.defense, case.attack, mounted, mounted.network, case.reserve, tools)
+    with acting_as(Role.DEFENDER):
+        assert not hasattr(view, "seed")
+        assert {getattr(call.__self__, "who", None) for call in (view.tools.train, view.tools.new_network)} == {None}  # type: ignore[attr-defined]
+        with pytest.raises(LeakError, match="the case's seed"):
+            view.draws._seed.open()
+        with pytest.raises(LeakError, match="the engine's tools"):
+            view.tools._tools.open()  # type: ignore[attr-defined]
+        own_draw = torch.rand(3, generator=view.generator("mine"))
+    assert torch.equal(own_draw, torch.rand(3, generator=generator(0, "DefenderView", "mine")))
 
 
 def test_code_that_is_edited_during_a_session_counts_as_it_was_loaded(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from gauntlet.network import Network
 from gauntlet.store import Obtained
 from gauntlet.toolbox import EngineTools, Lent, NetworkCodec, describe, state_of
 from gauntlet.training import features
-from gauntlet.views import DefenderView, OracleView
+from gauntlet.views import DefenderView, Draws, OracleView
 
 __all__ = ["Defended", "defend", "defended_spec", "defender_view"]
 
@@ -103,7 +103,7 @@ def defender_view(
         "facts": _facts_for_defender(tools.data.facts, mounted.training.labels if attack.delivers_data else None),
         "architecture": tools.architecture,
         "recipe": tools.recipe,
-        "seed": tools.seed,
+        "draws": Draws(tools.seed),
         "device": tools.device,
         # The attack's other architectures would name it.
         "tools": Lent(replace(tools, others={})),

@@ -22,7 +22,7 @@ from gauntlet.precision import arithmetic
 from gauntlet.settings import values
 from gauntlet.store import Obtained
 from gauntlet.toolbox import EngineTools, Lent, NetworkCodec, describe, state_of
-from gauntlet.views import AttackerView
+from gauntlet.views import AttackerView, Draws
 
 __all__ = ["attacker_view", "mount", "rounds_of", "trajectory_in", "victim_spec"]
 
@@ -53,7 +53,7 @@ def attacker_view(tools: EngineTools) -> AttackerView:
         facts=tools.data.facts,
         architecture=tools.architecture,
         recipe=tools.recipe,
-        seed=tools.seed,
+        draws=Draws(tools.seed),
         device=tools.device,
         tools=Lent(tools),
         training=tools.data.training,

@@ -19,6 +19,7 @@ from gauntlet.dataset import TaskData
 from gauntlet.errors import GauntletError
 from gauntlet.files import content
 from gauntlet.fingerprint import fingerprint, versions
+from gauntlet.guard import Role, Sealed, acting_as
 from gauntlet.images import ImageSet
 from gauntlet.keys import key
 from gauntlet.making import being_made
@@ -86,13 +87,44 @@ def state_of(network: Network) -> dict[str, Tensor]:
 
 
 class Lent:
-    """What a player holds of the tools: two calls, and neither the store nor the task's data behind them."""
+    """What a player holds of the tools: two calls; the store, the task's data and the attack's name behind them are
+    sealed.
+    """
 
-    __slots__ = ("new_network", "train")
+    __slots__ = ("_tools",)
 
     def __init__(self, tools: EngineTools) -> None:
-        self.new_network = tools.new_network
-        self.train = tools.train
+        self._tools = Sealed("the engine's tools", tools)
+
+    def new_network(self, architecture: str = "") -> Network:
+        """See `gauntlet.views.Toolbox.new_network`."""
+        return self._opened().new_network(architecture)
+
+    def train(
+        self,
+        images: ImageSet,
+        *purpose: str,
+        recipe: Recipe | None = None,
+        objective: Objective | None = None,
+        network: Network | None = None,
+        architecture: str = "",
+        shared: bool = False,
+    ) -> Network:
+        """See `gauntlet.views.Toolbox.train`."""
+        return self._opened().train(
+            images,
+            *purpose,
+            recipe=recipe,
+            objective=objective,
+            network=network,
+            architecture=architecture,
+            shared=shared,
+        )
+
+    def _opened(self) -> EngineTools:
+        # Opened alone: what the objective does within a training is the player's own doing.
+        with acting_as(Role.ENGINE):
+            return self._tools.open()
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,12 +14,13 @@ from gauntlet import randomness
 from gauntlet.architecture import Architecture
 from gauntlet.errors import NotApplicableError
 from gauntlet.facts import TaskFacts
+from gauntlet.guard import Role, Sealed, acting_as
 from gauntlet.images import ImageSet
 from gauntlet.network import Network
 from gauntlet.objective import Objective
 from gauntlet.recipe import Recipe
 
-__all__ = ["AttackerView", "DefenderView", "OracleView", "Toolbox"]
+__all__ = ["AttackerView", "DefenderView", "Draws", "OracleView", "Toolbox"]
 
 
 class Toolbox(Protocol):
@@ -47,18 +49,45 @@ class Toolbox(Protocol):
         ...
 
 
+class Draws:
+    """A case's random numbers for a player, without its seed: who knows that can repeat the other side's draws, such as
+    which samples were poisoned.
+    """
+
+    __slots__ = ("_seed",)
+
+    def __init__(self, seed: int) -> None:
+        self._seed = Sealed("the case's seed", seed)
+
+    def generator(self, *purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """See `gauntlet.randomness.generator`."""
+        return randomness.generator(self._opened(), *purpose, device=device)
+
+    def seeded(self, *purpose: str) -> AbstractContextManager[None]:
+        """See `gauntlet.randomness.seeded`."""
+        return randomness.seeded(self._opened(), *purpose)
+
+    def _opened(self) -> int:
+        with acting_as(Role.ENGINE):
+            return self._seed.open()
+
+
 @dataclass(frozen=True, eq=False)
 class _Player:
     facts: TaskFacts
     architecture: Architecture
     recipe: Recipe
-    seed: int
+    draws: Draws
     device: torch.device
     tools: Toolbox
 
     def generator(self, *purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator for one purpose of this player's draws."""
-        return randomness.generator(self.seed, type(self).__name__, *purpose, device=device)
+        return self.draws.generator(type(self).__name__, *purpose, device=device)
+
+    def seeded(self, *purpose: str) -> AbstractContextManager[None]:
+        """Inside, torch's own global generators (initialisation and dropout read them) are seeded for one purpose."""
+        return self.draws.seeded(*purpose)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from gauntlet.images import ImageSet, to_float
 from gauntlet.network import Network
 from gauntlet.pipeline import Context, run
 from gauntlet.screening import auroc, screen_of
-from gauntlet.views import DefenderView
+from gauntlet.views import DefenderView, Draws
 from tests.sample_cases import CaseMaker
 from tests.sample_views import view_on
 
@@ -74,7 +74,7 @@ def test_it_judges_each_image_by_itself_and_repeats(view: DefenderView, scorer: 
 
     torch.testing.assert_close(torch.cat([scorer(image[None]) for image in images]), together)
     assert torch.equal(AutoencoderDetector(steps=60).scorer(view)(images), together)
-    assert not torch.equal(AutoencoderDetector(steps=60).scorer(replace(view, seed=6))(images), together)
+    assert not torch.equal(AutoencoderDetector(steps=60).scorer(replace(view, draws=Draws(6)))(images), together)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 55, 47), (2, 8, 16), (1, 28, 28)])

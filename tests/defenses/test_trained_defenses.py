@@ -27,7 +27,7 @@ from gauntlet.network import Network
 from gauntlet.objective import Objective
 from gauntlet.recipe import Recipe
 from gauntlet.training import fit
-from gauntlet.views import DefenderView, OracleView
+from gauntlet.views import DefenderView, Draws, OracleView
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=4, batch_size=64, learning_rate=0.01, precision="fp32")
@@ -111,7 +111,7 @@ def oracle() -> OracleView:
         facts=facts,
         architecture=Dense(),
         recipe=RECIPE,
-        seed=5,
+        draws=Draws(5),
         device=CPU,
         tools=tools,
         victim=tools.new_network().eval(),
@@ -129,7 +129,7 @@ def defenders(view: OracleView) -> DefenderView:
         "facts",
         "architecture",
         "recipe",
-        "seed",
+        "draws",
         "device",
         "tools",
         "victim",
@@ -186,7 +186,7 @@ def test_the_random_filter_removes_as_many_but_blindly(oracle: OracleView) -> No
 
 def test_the_random_filter_follows_the_seed(oracle: OracleView) -> None:
     def kept(seed: int) -> Tensor:
-        view = replace(oracle, seed=seed, tools=Tools(seed))
+        view = replace(oracle, draws=Draws(seed), tools=Tools(seed))
         RandomFilter().rebuild(view)
         return asked(view)[0].rows
 
