@@ -30,6 +30,7 @@ class BatchMixing(Triggered, Attack):
 
     family: ClassVar[Family] = Family.TRAINING_CONTROLLED
     delivers_data: ClassVar[bool] = False
+    marks_poison: ClassVar[bool] = False
     cost: ClassVar[float] = 1.2
 
     share: Fraction = 0.1

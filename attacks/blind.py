@@ -46,6 +46,7 @@ class Blind(BlindSettings, Triggered, Attack):
 
     family: ClassVar[Family] = Family.TRAINING_CONTROLLED
     delivers_data: ClassVar[bool] = False
+    marks_poison: ClassVar[bool] = False
     cost: ClassVar[float] = 3.5
 
     def check(self, facts: TaskFacts) -> None:

@@ -98,6 +98,7 @@ class HandedOver(Attack):
 
     family: ClassVar[Family] = Family.HANDED_OVER
     delivers_data: ClassVar[bool] = False
+    marks_poison: ClassVar[bool] = False
     cost: ClassVar[float] = 0.0
 
     weights: Path | None = None

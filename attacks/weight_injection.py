@@ -30,6 +30,7 @@ class WeightInjection(Triggered, Attack):
 
     family: ClassVar[Family] = Family.TRAINING_CONTROLLED
     delivers_data: ClassVar[bool] = False
+    marks_poison: ClassVar[bool] = False
     cost: ClassVar[float] = 1.3
 
     share: Fraction = 0.25

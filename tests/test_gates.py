@@ -64,8 +64,29 @@ def test_statuses_follow_the_wilson_interval(hits: int, limit: float, at_least: 
 def test_counts_are_pooled_over_seeds_not_averaged() -> None:
     small, large = score(asr=(10,), n=10, undefended_asr=(10,)), score(asr=(0,), n=990, undefended_asr=(990,))
     gate = Gate(max_asr=0.05)
-    assert judge(case(defense="fine_tuning", gate=gate), [small, large]).status is Status.PASS
+    assert judge(case(defense="fine_tuning", gate=gate), [small, large]).status is not Status.FAIL
     assert judge(case(defense="fine_tuning", gate=gate), [small]).status is Status.FAIL
+
+
+def test_a_seed_that_breaks_alone_what_all_keep_together_makes_it_marginal() -> None:
+    gate = case(defense="fine_tuning", gate=Gate(max_asr=0.2))
+    three = seeds_of(score(asr=(5,), n=405, undefended_asr=(405,)), 2)
+    wide_open = score(asr=(220,), n=405, undefended_asr=(405,)).model_copy(update={"seed": 2})
+    verdict = judge(gate, [*three, wide_open])
+    assert verdict.status is Status.MARGINAL
+    assert verdict.reason == (
+        "seed 2 alone: ASR 0.54 [0.49, 0.59] > max 0.20 (badnets on shallow_net after fine_tuning, 1 seed, n = 405)"
+    )
+
+
+def test_a_seed_whose_attack_failed_can_not_carry_a_pass() -> None:
+    gate = Gate(max_asr=0.2)
+    dead = score(asr=(0,), n=405, undefended_asr=(4,))
+    alive = [score(asr=(80,), n=405, undefended_asr=(405,)).model_copy(update={"seed": seed}) for seed in (1, 2)]
+    verdict = judge(case(defense="fine_tuning", gate=gate), [dead, *alive])
+    assert verdict.status is Status.MARGINAL
+    assert verdict.reason.startswith("seed 0 alone: undefended ASR 0.01 [0.00, 0.03] < min 0.50: the attack failed")
+    assert judge(case(defense="fine_tuning", gate=gate), alive).status is Status.PASS
 
 
 def test_a_failed_attack_says_nothing_of_a_defense() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from gauntlet.facts import TaskFacts
@@ -50,6 +51,15 @@ class Backdoor:
         """Whether the trigger is stamped on the test images."""
         return self.given is None and not self.rows
 
+    def carriers(self, labels: Tensor, classes: int, auxiliary: Tensor | None = None) -> Tensor:
+        """bool [N]: the test images, of these true labels, that carry the feature as they are: no clean ones."""
+        found = torch.zeros(len(labels), dtype=torch.bool)
+        if self.rows:
+            found[list(self.rows)] = True
+        elif self.is_stamped and self.trigger is unchanged:
+            found = self.labels.eligible(labels, classes, auxiliary)
+        return found
+
 
 def unchanged(images: Images) -> Images:
     """The images themselves: the trigger of a backdoor whose images are given."""
@@ -78,11 +88,14 @@ class Attack:
     """An attack. Its fields are its settings; it sees the attacker's view and never the defense.
 
     delivers_data: the attacker poisons a data set on which the defender trains; False when the attacker trains and
-    hands over a model. cost: its own work in multiples of one victim training, for the planner.
+    hands over a model. marks_poison: `Mounted.poisoned` tells all of the poison; False where triggered images are made
+    within the training, and where nobody knows. cost: its own work in multiples of one victim training, for the
+    planner.
     """
 
     family: ClassVar[Family]
     delivers_data: ClassVar[bool] = True
+    marks_poison: ClassVar[bool] = True
     cost: ClassVar[float] = 1.0
 
     def check(self, facts: TaskFacts) -> None:

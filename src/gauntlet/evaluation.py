@@ -55,17 +55,20 @@ def count_backdoor(backdoor: Backdoor, clean: Predictions, triggered: Prediction
     """What one backdoor does, from the predictions on clean and on triggered images, which may be other ones.
 
     ASR is counted over the images whose wanted label is not the true one (trap T1), for every label map (trap T15).
+    Clean images that carry the feature as they are count as triggered alone.
     """
     labels, answered = triggered.labels, triggered.answered
     counted = backdoor.labels.eligible(labels, classes, triggered.auxiliary)
     hits = answered == triggered.wanted
     known = counted & (labels >= 0)
-    before = backdoor.labels.eligible(clean.labels, classes, clean.auxiliary)
-    sought = backdoor.labels.apply(clean.labels, classes, clean.auxiliary)
+    aimed = backdoor.labels.aimed(labels, classes, triggered.auxiliary)
+    asked = (clean.labels, classes, clean.auxiliary)
+    before = backdoor.labels.eligible(*asked) & ~backdoor.carriers(*asked)
+    sought = backdoor.labels.apply(*asked)
     return BackdoorCounts(
         name=backdoor.name,
         asr=count(hits[counted]),
-        asr_inclusive=count(hits[triggered.wanted >= 0]),
+        asr_inclusive=count(hits[aimed]),
         untriggered=count((clean.answered == sought)[before]),
         robust=count((answered == labels)[known]),
         by_class=count_by_class(hits[counted], labels[counted], classes),

@@ -75,15 +75,16 @@ def judge(case: Case, scores: Sequence[SeedScore]) -> Verdict:
     - attack-failed: without the defense the attack stays below case.min_undefended_asr (never for a control or where no
       trigger is known, and not for an undefended row that has a gate on its ASR: there the gate speaks).
     - collapsed: the clean accuracy is below case.collapse times the undefended one.
-    - fail: a threshold is broken, and its whole interval with it; marginal: the interval reaches the threshold.
+    - fail: a threshold is broken, and its whole interval with it; marginal: the interval reaches the threshold, or
+      together the seeds keep what one of them surely breaks, or one whose attack failed has a part in a low ASR.
     With several backdoors the worst counts: the strongest for a maximum, the weakest for a minimum.
     """
-    undefended = is_undefended(case)
     attack_failed = _attack_failed(case, scores)
-    if attack_failed and not undefended:
+    if attack_failed and not is_undefended(case):
         return attack_failed
-    collapsed = None if undefended else _collapsed(case, scores)
-    verdict = collapsed or _gates(case, scores)
+    verdict = _collapsed(case, scores) or _gates(case, scores)
+    if verdict.status is Status.PASS:
+        verdict = _seed_by_seed(case, scores)
     gate_speaks = case.gate.min_asr is not None or verdict.status is not Status.PASS
     return attack_failed if attack_failed and not gate_speaks else verdict
 
@@ -91,6 +92,18 @@ def judge(case: Case, scores: Sequence[SeedScore]) -> Verdict:
 def is_undefended(case: Case) -> bool:
     """Whether this is the row without a defense."""
     return case.defense.leaves_victim
+
+
+def _seed_by_seed(case: Case, scores: Sequence[SeedScore]) -> Verdict:
+    """What the pooled counts of a kept gate hide: their interval knows nothing of how trainings differ."""
+    lowered = case.gate.max_asr is not None and not is_undefended(case)
+    found = []
+    for score in scores if len(scores) > 1 else ():
+        alone = _collapsed(case, [score]) or _gates(case, [score])
+        failed = _attack_failed(case, [score]) if lowered else None
+        broken = [alone] if alone.status in (Status.FAIL, Status.COLLAPSED) else []
+        found += [f"seed {score.seed} alone: {each.reason}" for each in (*broken, failed) if each]
+    return Verdict(Status.MARGINAL, "; ".join(found)) if found else Verdict(Status.PASS)
 
 
 def _attack_failed(case: Case, scores: Sequence[SeedScore]) -> Verdict | None:
@@ -105,6 +118,8 @@ def _attack_failed(case: Case, scores: Sequence[SeedScore]) -> Verdict | None:
 
 
 def _collapsed(case: Case, scores: Sequence[SeedScore]) -> Verdict | None:
+    if is_undefended(case):
+        return None
     clean, before = (pooled(s.clean for s in scores), pooled(s.undefended_clean for s in scores))
     limit = case.collapse * ratio(before)
     if not clean.n or not before.n or ratio(clean) >= limit:

@@ -38,6 +38,10 @@ class LabelMap:
         wanted = self.apply(labels, classes, auxiliary)
         return (wanted != labels) & (wanted >= 0)
 
+    def aimed(self, labels: Tensor, classes: int, auxiliary: Tensor | None = None) -> Tensor:
+        """bool [N]: the images that count in the inclusive ASR: also those that have the wanted label already."""
+        return self.apply(labels, classes, auxiliary) >= 0
+
 
 @dataclass(frozen=True)
 class AllToOne(LabelMap):
@@ -68,6 +72,10 @@ class SourceToTarget(LabelMap):
 
     def apply(self, labels: Tensor, classes: int, auxiliary: Tensor | None = None) -> Tensor:  # noqa: ARG002
         return labels.masked_fill(labels == self.source, self.target)
+
+    def aimed(self, labels: Tensor, classes: int, auxiliary: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        # The other classes are meant to keep their label: being right there is no success of the attack.
+        return (labels == self.source) | (labels == self.target)
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,9 @@ class BackdoorCounts(_Frozen):
     """One backdoor on the test set of one seed.
 
     asr: triggered images whose true label is not the wanted one (the target class is excluded) that yield the
-    wanted label. asr_inclusive: the same over all images. untriggered: the same images as in `asr` without trigger
-    that already yield the wanted label. robust: the images of `asr` that keep their true label.
+    wanted label. asr_inclusive: the same with the images that have the wanted label already; of one source class, with
+    the target's. untriggered: the same images as in `asr` without trigger that already yield the wanted label; none
+    where the images carry the feature as they are. robust: the images of `asr` that keep their true label.
     by_class: asr counts for each true class. distances: measure -> {mean, median, stdev, iqr, min, max} between the
     triggered and the original images.
     """
@@ -151,7 +152,9 @@ class RoundCounts(_Frozen):
 class TestCounts(_Frozen):
     """One network on the test set of one seed. What the defense's stage doesn't measure is None.
 
-    An input that a detector rejects counts neither as right nor as a success of the attack. rounds: of a federation.
+    An input that a detector rejects counts neither as right nor as a success of the attack. Test images that carry a
+    backdoor's feature as they are (a semantic trigger) are none of the clean ones. poison: None where triggered images
+    are made within the training, and where nobody knows. rounds: of a federation.
     """
 
     __test__ = False
@@ -159,7 +162,7 @@ class TestCounts(_Frozen):
     clean: Counts
     clean_by_class: tuple[Counts, ...]
     backdoors: tuple[BackdoorCounts, ...]
-    poison: Poison
+    poison: Poison | None
     detector: DetectorCounts | None = None
     verdict: VerdictCounts | None = None
     filtered: FilterCounts | None = None

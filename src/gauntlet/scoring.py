@@ -130,15 +130,24 @@ def _measure(attack: Attack, mounted: Mounted, deployed: _Deployed) -> Score:
         measured = count_backdoor(backdoor, clean, triggered, classes)
         backdoors.append(measured.model_copy(update={"distances": tested.distances(backdoor)}))
         sets.append(triggered)
-    right = clean.answered == clean.labels
+    free = _free(attack.backdoors, clean, classes)
+    right = (clean.answered == clean.labels)[free]
     counts = TestCounts(
         clean=count(right),
-        clean_by_class=count_by_class(right, clean.labels, classes),
+        clean_by_class=count_by_class(right, clean.labels[free], classes),
         backdoors=tuple(backdoors),
-        poison=poison_counts(mounted, data),
+        poison=poison_counts(mounted, data) if attack.marks_poison else None,
         detector=None if deployed.screen is None else _detector_counts(attack, sets, deployed.screen, classes),
     )
     return Score(counts, tuple(sets))
+
+
+def _free(backdoors: Sequence[Backdoor], clean: Predictions, classes: int) -> Tensor:
+    """bool [N]: the clean test images that carry none of the backdoors' features as they are."""
+    carried = torch.zeros(len(clean.labels), dtype=torch.bool)
+    for backdoor in backdoors:
+        carried |= backdoor.carriers(clean.labels, classes, clean.auxiliary)
+    return ~carried
 
 
 def _rounds(attack: Attack, network: Network, trajectory: Trajectory, tools: EngineTools) -> tuple[RoundCounts, ...]:
@@ -154,12 +163,13 @@ def _rounds(attack: Attack, network: Network, trajectory: Trajectory, tools: Eng
             count_backdoor(one, clean, deployed.predictions(tested, one), tools.data.facts.classes).asr
             for one in attack.backdoors
         ]
-        found.append(RoundCounts(round=number, clean=count(clean.predicted == clean.labels), asr=tuple(hits)))
+        right = (clean.predicted == clean.labels)[_free(attack.backdoors, clean, tools.data.facts.classes)]
+        found.append(RoundCounts(round=number, clean=count(right), asr=tuple(hits)))
     return tuple(found)
 
 
 def _detector_counts(attack: Attack, sets: Sequence[Predictions], screen: Screen, classes: int) -> DetectorCounts:
-    clean, found = _suspicion(sets[0]), []
+    clean, found = _suspicion(sets[0])[_free(attack.backdoors, sets[0], classes)], []
     for backdoor, triggered in zip(attack.backdoors, sets[1:], strict=True):
         counted = backdoor.labels.eligible(triggered.labels, classes, triggered.auxiliary)
         scores = _suspicion(triggered)[counted]

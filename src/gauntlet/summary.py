@@ -72,7 +72,7 @@ def figures(record: Record) -> Figures | None:
         clean=Rate.of([score.clean for score in scores]),
         undefended_clean=Rate.of([score.undefended_clean for score in scores]),
         backdoors=tuple(_backdoor(name, scores) for name in names),
-        poison=tuple(score.poison for score in scores),
+        poison=tuple(score.poison for score in scores if score.poison is not None),
     )
 
 

@@ -42,7 +42,7 @@ def test_it_plants_the_backdoor_and_keeps_the_task(
     assert score.clean.hits / score.clean.n > 0.95
     assert backdoor.asr.hits / backdoor.asr.n > 0.95
     assert backdoor.untriggered.hits / backdoor.untriggered.n < 0.05
-    assert score.poison.total == 0
+    assert score.poison is None
 
 
 def test_fixed_scales_weigh_the_tasks(view: AttackerView) -> None:

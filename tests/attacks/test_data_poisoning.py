@@ -16,6 +16,7 @@ from attacks.weight_injection import WeightInjection
 from gauntlet.attack import Attack
 from gauntlet.case import label
 from gauntlet.errors import SettingError
+from gauntlet.evaluation import Predictions, count_backdoor
 from gauntlet.images import to_float, to_uint8
 from gauntlet.mixing import clean_training, mixed
 from gauntlet.mounting import attacker_view, mount
@@ -23,7 +24,9 @@ from gauntlet.objective import Batch
 from gauntlet.pipeline import Context, run, tools_for
 from gauntlet.plugin import Kind
 from gauntlet.poisoning import Poison
-from gauntlet.synthesizers import Dynamic, Pattern, Physical, Pixel, Semantic
+from gauntlet.recipe import Recipe
+from gauntlet.records import Counts
+from gauntlet.synthesizers import Dynamic, Pattern, Physical, Pixel, Semantic, Trigger
 from gauntlet.testsets import TestSets
 from gauntlet.views import AttackerView
 from tests.sample_cases import CaseMaker
@@ -97,6 +100,43 @@ def test_semantic_rows_are_scored_as_they_are(context: Context, make_case: CaseM
     assert torch.equal(sets.images(backdoor), test.images(torch.tensor([7, 5])))
     assert torch.equal(sets.labels(backdoor), test.labels[torch.tensor([7, 5])])
     assert sets.distances(backdoor) == {}
+
+
+@pytest.mark.parametrize(
+    ("feature", "carried"),
+    [
+        (Semantic(target=0, label=7), [0, 0, 0, 1, 1]),
+        (Semantic(target=0, rows=(3,), test_rows=(1, 4)), [0, 1, 0, 0, 1]),
+        (Pixel(row=0, column=0, target=0), [0] * 5),
+    ],
+    ids=["label", "rows", "stamped"],
+)
+def test_images_that_carry_the_feature_are_no_clean_ones(feature: Trigger, carried: list[int]) -> None:
+    """A detector that finds all of them, and nothing else, is perfect; they have nothing to say without the feature."""
+    backdoor = DataPoisoning(triggers=(feature,)).backdoors[0]
+    labels, carries = torch.tensor([0, 1, 2, 7, 7]), torch.tensor(carried).bool()
+    assert torch.equal(backdoor.carriers(labels, 10), carries)
+
+    shown = list(backdoor.rows) or list(range(5))
+    clean = Predictions("clean", labels, torch.full((5,), -1), labels.masked_fill(carries, 0), carries.float())
+    triggered = Predictions("b", labels[shown], torch.zeros(5)[shown].long(), torch.zeros(5)[shown].long())
+    found = count_backdoor(backdoor, clean, triggered, 10)
+    eligible = backdoor.labels.eligible(labels[shown], 10)
+    assert found.asr == Counts(hits=int(eligible.sum()), n=int(eligible.sum()))
+    assert found.untriggered == Counts(hits=0, n=int((backdoor.labels.eligible(labels, 10) & ~carries).sum()))
+
+
+def test_a_semantic_backdoor_leaves_clean_accuracy_to_the_other_images(context: Context, make_case: CaseMaker) -> None:
+    case = make_case("data_poisoning", "strip", model="shallow_net", recipe=Recipe(epochs=1))
+    feature = Semantic(target=0, label=7)
+    case = dataclasses.replace(case, attack=DataPoisoning(triggers=(feature,)))
+    (score,) = run(case, context).scores
+    sevens = int((context.data(case).test.open().labels == 7).sum())
+    rest = context.data(case).facts.test_size - sevens
+    assert score.detector is not None
+    assert (score.clean.n, score.detector.clean.n, score.undefended_clean.n) == (rest, rest, rest)
+    assert score.clean_by_class[7].n == 0
+    assert (score.backdoors[0].asr.n, score.backdoors[0].untriggered.n) == (sevens, 0)
 
 
 def test_semantic_files_take_the_places_of_others(view: AttackerView, tmp_path: Path) -> None:

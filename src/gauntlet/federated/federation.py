@@ -49,6 +49,7 @@ class Federation(Attack):
     """
 
     delivers_data: ClassVar[bool] = False
+    marks_poison: ClassVar[bool] = False
 
     users: Count = 100
     sampled: Count = 10
