@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from gauntlet.artifacts import TensorsCodec
+from gauntlet.errors import DataError
 from gauntlet.pipeline import Context, run
 from gauntlet.predictions import gather
 from gauntlet.records import Record, Status
@@ -47,6 +50,14 @@ def test_predictions_agree_with_the_counts(context: Context, make_case: CaseMake
         counted = triggered[triggered["label"] != triggered["wanted"]]
         assert (counted["predicted"] == counted["wanted"]).sum() == score.backdoors[0].asr.hits
         assert len(counted) == score.backdoors[0].asr.n
+    assert list(tmp_path.iterdir()) == [path]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(DataError, match=r"predictions\.parquet can't be written: .*File too large"):
+            gather([record], context.store, tmp_path, warn=_fail)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -373,7 +373,18 @@ def test_results_on_a_full_disk_leave_the_leaderboard(bench: Bench, monkeypatch:
     monkeypatch.setattr(ResultsWriter, "__init__", onto_a_full_disk)
     result = bench.run("-k", "badnets-none")
     result.assert_outcomes(passed=1, deselected=5)
-    result.stdout.fnmatch_lines(["*results folder * can't be written: No space left*", "*1 cases, seeds 0: 1 pass*"])
+    lost = "the results folder * can't be written: No space left on device*"
+    result.stdout.fnmatch_lines([f"*{lost}", "*1 cases, seeds 0: 1 pass*", f"The results are not whole: {lost}"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_leaderboard_that_found_no_room_is_no_success(bench: Bench) -> None:
+    """No file can grow beyond 3 KB: the case is whole in the store, but neither its record nor the tables fit."""
+    bench.pytester.makeconftest(FULL.replace("50_000", "3_000"))
+    result = bench.run("-k", "badnets-none", "-n", "2", subprocess=True)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["The results are not whole: the results folder * can't be written: File too large*"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
 def test_records_reach_a_disk_that_was_full_for_a_while(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,7 +398,9 @@ def test_records_reach_a_disk_that_was_full_for_a_while(bench: Bench, monkeypatc
         append(self, record)
 
     monkeypatch.setattr(ResultsWriter, "append", append_after_the_first)
-    bench.run("-k", "badnets").assert_outcomes(passed=3, deselected=3)
+    result = bench.run("-k", "badnets")
+    result.assert_outcomes(passed=3, deselected=3)
+    assert result.ret == pytest.ExitCode.OK
     assert refused == [UNDEFENDED]
     assert bench.statuses() == dict.fromkeys(
         ("badnets-spatial_smoothing", "badnets-jpeg_compression", "badnets-none"), "pass"

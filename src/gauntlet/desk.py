@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from gauntlet.case import Case
 from gauntlet.compute import describe_device
@@ -33,11 +34,17 @@ class Desk:
         self._due = {case.id: case for case in due}
         self._warn = warn
         self._records: dict[str, Record] = {}
-        self._unwritten: list[Record] = []
+        self._unwritten: dict[str, str] = {}
         self._artifacts: list[Path] = []
+        self._lost: list[str] = []
         self._writer = ResultsWriter(
             new_folder(options.results, "+".join(Path(suite).stem for suite in options.suites)), warn
         )
+
+    @property
+    def lost(self) -> str:
+        """What of the results could not be written, and why; '' while nothing is lost. Known once it is closed."""
+        return "; ".join(dict.fromkeys(self._lost))
 
     def take(self, record: Record) -> None:
         """Keep a record and write it through to disk; a case that several tests ask for is written once."""
@@ -50,7 +57,7 @@ class Desk:
         try:
             self._writer.append(record)
         except GauntletError as error:
-            self._unwritten.append(record)
+            self._unwritten[record.id] = str(error)
             self._warn(str(error))
 
     def close(self, why: str) -> None:
@@ -58,22 +65,26 @@ class Desk:
         for case in self._due.values():
             self.take(self._session.record(case, Verdict(Status.NOT_RUN, why)))
         # There may be room again where the disk was full.
-        retried, self._unwritten = self._unwritten, []
-        for record in retried:
-            self._write(record)
+        retried, self._unwritten = self._unwritten, {}
+        for name in retried:
+            self._write(self._records[name])
+        self._lost += self._unwritten.values()
         try:
             self._artifacts = self._writer.finish(self._session.context.registry)
             store = self._session.context.store
             predictions = gather(list(self._records.values()), store, self._writer.folder, self._warn)
             self._artifacts += [predictions] if predictions else []
         except GauntletError as error:
+            self._lost.append(str(error))
             self._warn(str(error))
 
     def leaderboard(self, width: int, colour: bool) -> str:
-        """The leaderboard, its provenance, and last the paths of what was written."""
+        """The leaderboard, its provenance, the paths of what was written, and last what could not be."""
         text = StringIO()
         console = Console(file=text, width=width, force_terminal=colour, no_color=not colour, highlight=False)
         print_leaderboard(list(self._records.values()), console, self._artifacts)
+        if self.lost:
+            console.print(Text(f"The results are not whole: {self.lost}", style="bold red"), soft_wrap=True)
         return text.getvalue()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from gauntlet.errors import DataError
 from gauntlet.records import Record
 from gauntlet.scoring import PREDICTIONS
 from gauntlet.store import Store
@@ -19,7 +20,8 @@ def gather(records: Sequence[Record], store: Store, folder: Path, warn: Callable
 
     Columns: case, seed, set (`clean` or a backdoor's name), index (counts the test images), label, wanted (-1: none),
     predicted, suspicion and flagged (an input detector's, null without one). None when no record has a score; a score
-    whose predictions are no longer in the store is left out, and warn says how many there are.
+    whose predictions are no longer in the store is left out, and warn says how many there are. Raises DataError when
+    the disk is full.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -48,8 +50,7 @@ def gather(records: Sequence[Record], store: Store, folder: Path, warn: Callable
             writer.close()
         draft.replace(target)
     except OSError as error:
-        warn(f"{target} was not written: {error}")
-        return None
+        raise DataError(f"{target} can't be written: {error.strerror or error}; choose another folder") from error
     finally:
         with suppress(OSError):
             draft.unlink()

@@ -201,12 +201,17 @@ class _Clerk:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Whatever stopped the run, every selected case gets a record, and the reports are written."""
+        """Whatever stopped the run, every selected case gets a record, and the reports are written.
+
+        A run whose results could not all be written is no success, whatever its tests say.
+        """
         hosting.clear_line(self._config)
         why = str(session.shouldfail or session.shouldstop or "")
         if not why and exitstatus == pytest.ExitCode.INTERRUPTED:
             why = "interrupted"
         self._desk.close(f"not run: {why or 'its test ended before the case was measured'}")
+        if self._desk.lost and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The leaderboard, its provenance, and last the paths of the artifacts."""
