@@ -73,7 +73,17 @@ def test_no_durations(text: str) -> None:
         parse_duration(text)
 
 
-@pytest.mark.parametrize(("text", "seeds"), [("1", (0,)), ("5", (0, 1, 2, 3, 4)), ("0,7", (0, 7)), ("7,", (7,))])
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("1", (0,)),
+        ("5", (0, 1, 2, 3, 4)),
+        ("1000", tuple(range(1000))),
+        ("0,7", (0, 7)),
+        ("7,", (7,)),
+        ("9223372036854775807,", (2**63 - 1,)),
+    ],
+)
 def test_seeds(text: str, seeds: tuple[int, ...]) -> None:
     assert parse_seeds(text) == seeds
 
@@ -81,6 +91,22 @@ def test_seeds(text: str, seeds: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("text", ["0", "-1", "a", "1.5", ",", "1,,b", "3,3", "²"])
 def test_no_seeds(text: str) -> None:
     with pytest.raises(SettingError, match="--seeds"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "legal"),
+    [
+        ("18446744073709551616,", "from 0 to 9223372036854775807"),
+        ("9223372036854775808,0", "from 0 to 9223372036854775807"),
+        (f"0,1{'0' * 5000}", "from 0 to 9223372036854775807"),
+        (",".join(map(str, range(1001))), "at most 1,000 seeds"),
+        ("1000000000", "a count from 1 to 1,000"),
+        ("1" + "0" * 5000, "a count from 1 to 1,000"),
+    ],
+)
+def test_seeds_out_of_range(text: str, legal: str) -> None:
+    with pytest.raises(SettingError, match=f"--seeds .*: legal: .*{legal}"):
         parse_seeds(text)
 
 

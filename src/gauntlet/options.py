@@ -12,7 +12,21 @@ from typing import Any
 from gauntlet.errors import SettingError
 from gauntlet.paths import default_data, default_store
 
-__all__ = ["OPTIONS", "Option", "Options", "options_from", "parse_duration", "parse_seeds"]
+__all__ = [
+    "LARGEST_SEED",
+    "MOST_SEEDS",
+    "OPTIONS",
+    "Option",
+    "Options",
+    "options_from",
+    "parse_duration",
+    "parse_seeds",
+]
+
+LARGEST_SEED = 2**63 - 1
+"""Predictions keep seeds as int64."""
+MOST_SEEDS = 1000
+"""Of a case: each trains a victim of its own."""
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -129,11 +143,16 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() and part.isascii() for part in parts):
         raise SettingError(f"--seeds {text}: legal: a count from 1, as in 5, or a list of whole numbers, as in 0,7")
-    numbers = [int(part) for part in parts]
+    # Twenty digits are too many already, and of thousands int() makes no number.
+    numbers = [int(part.lstrip("0")[:20] or "0") for part in parts]
     if "," in text:
+        if max(numbers) > LARGEST_SEED or len(numbers) > MOST_SEEDS:
+            raise SettingError(
+                f"--seeds {text}: legal: at most {MOST_SEEDS:,} seeds, each a whole number from 0 to {LARGEST_SEED}"
+            )
         if len(set(numbers)) < len(numbers):
             raise SettingError(f"--seeds {text}: a seed stands there twice, which would count the same result twice")
         return tuple(numbers)
-    if not numbers[0]:
-        raise SettingError("--seeds 0: legal: a count from 1, or a list such as 0,7")
+    if not 1 <= numbers[0] <= MOST_SEEDS:
+        raise SettingError(f"--seeds {text}: legal: a count from 1 to {MOST_SEEDS:,}, or a list such as 0,7")
     return tuple(range(numbers[0]))

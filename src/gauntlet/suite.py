@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from gauntlet.errors import SettingError, nearest
+from gauntlet.options import LARGEST_SEED, MOST_SEEDS
 from gauntlet.records import Gate
 from gauntlet.settings import tag
 
@@ -65,7 +66,7 @@ def _entry(value: object) -> object:
 
 
 Entries = Annotated[tuple[Annotated[Entry, BeforeValidator(_entry)], ...], Field(min_length=1)]
-Seed = Annotated[StrictInt, Field(ge=0)]
+Seed = Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -163,7 +164,7 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Reserve = Annotated[int | float, PlainValidator(_reserve)]
-Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MOST_SEEDS), AfterValidator(_distinct)]
 
 
 class Part(_Frozen):
@@ -219,7 +220,7 @@ def read_suite(file: Path) -> Suite:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingError(f"suite {file} can't be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise SettingError(f"suite {file} is no valid TOML: {error}") from None
     if "file" in content:
         raise SettingError(f"{file}: {nearest('file', _legal_keys(Suite), 'key')}")
@@ -249,6 +250,8 @@ def _sentence(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"][: 3 if len(where) > 1 else 2])
     if first["type"] == "missing":
         return f"the key {place} is missing"
+    if first["type"] == "too_long":
+        return f"{place}: the list has more than {first['ctx']['max_length']:,} entries"
     if first["type"] == "tuple_type" and place in _TABLES:
         return f"[{place}] must be [[{place}]], in double brackets: there may be several"
     if first["type"] in _WORDS:
