@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -231,6 +232,24 @@ def test_store_verify_finds_damage(store: Path, capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out
     assert "score/000000000000" in out
     assert "2 entries whole, 1 damaged" in out
+
+
+def test_a_store_that_cannot_be_written_is_listed_and_checked(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("tmp", "locks", "damaged"):
+        shutil.rmtree(store / name)
+        (store / name).write_text("in the way, whoever asks")
+    given = ["--store", str(store)]
+    assert main(["store", "ls", *given]) == 0
+    assert main(["store", "prune", "--older-than", "0", "--dry-run", *given]) == 0
+    assert main(["store", "verify", *given]) == 0
+    assert "3 entries whole, 0 damaged" in capsys.readouterr().out
+    (next((store / "score").glob("*/*")) / "text").write_text("y" * 2048)
+    assert main(["store", "verify", *given]) == 1
+    out = capsys.readouterr().out
+    assert "text does not match its checksum; left there: the store can't be written" in out
+    assert "2 entries whole, 1 damaged" in out
+    assert main(["store", "prune", *given]) == 2
+    assert "can't be written" in one_line(capsys.readouterr().err)
 
 
 def test_store_prune_removes_what_a_dry_run_announces(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 # marks too: a run inside pytester forgets what it imports, and torch's parts can't be imported twice.
 from gauntlet import desk, marks
+from gauntlet.cli import main
 from gauntlet.errors import DataError
 from gauntlet.options import Options
 from gauntlet.records import Record, Status
@@ -212,6 +213,18 @@ def test_a_plan_runs_nothing(bench: Bench, tmp_path: Path) -> None:
     result.stdout.fnmatch_lines(["*case *cached steps *", "6 cases, 0 of 2 victims cached, about *to go on 2 workers"])
     assert not bench.results.exists()
     assert not (tmp_path / "empty" / "victim").exists()
+
+
+def test_a_plan_writes_nothing_where_nothing_can_be_written(bench: Bench, tmp_path: Path) -> None:
+    own = tmp_path / "barred"
+    shutil.copytree(bench.store, own)
+    for name in ("tmp", "locks", "damaged"):
+        shutil.rmtree(own / name)
+        (own / name).write_text("in the way, whoever asks")
+    result = bench.run("--plan", f"--store={own}")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["*6 cases*"])
+    assert main(["plan", "--suite", str(bench.pytester.path / "tiny.toml"), "--store", str(own)]) == 0
 
 
 def test_what_the_budget_leaves_out_is_shown(bench: Bench, tmp_path: Path) -> None:

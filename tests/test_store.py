@@ -83,6 +83,13 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     )
 
 
+def bar(root: Path) -> None:
+    """Files where the store's own folders were: nobody can write it, not even root, for whom a mode is no bar."""
+    for name in ("tmp", "locks", "damaged"):
+        shutil.rmtree(root / name)
+        (root / name).write_text("in the way")
+
+
 def test_made_once_and_loaded_afterwards(shop: Shop) -> None:
     assert not shop.store.contains(KIND, KEY)
     assert shop.store.cost(KIND, KEY) is None
@@ -346,6 +353,35 @@ def test_an_unwritable_store(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"file.* can't be written"):
         Store(tmp_path / below, pytest.fail)
+
+
+def test_a_store_that_is_only_read_needs_no_permission_to_write(shop: Shop) -> None:
+    shop.obtain()
+    shop.store.obtain("tasks", KEY, SPEC, JsonCodec(), lambda: 1)
+    bar(shop.root)
+    with pytest.raises(StoreError, match=r"can't be written: .*; make it writable, or choose another"):
+        Store(shop.root, pytest.fail)
+    store = Store(shop.root, pytest.fail, read_only=True)
+    assert [item.kind for item in store.entries()] == ["tasks", KIND]
+    assert store.obtain(KIND, KEY, SPEC, TensorsCodec(), shop.make).cached
+    assert list(store.verify()) == []
+    flip(shop.folder / "tensors.safetensors")
+    (damage,) = store.verify()
+    assert (damage.kind, damage.reason, damage.moved_to) == (
+        KIND,
+        "tensors.safetensors does not match its checksum",
+        None,
+    )
+    assert shop.folder.is_dir()
+
+
+def test_a_store_that_is_only_read_is_not_made(tmp_path: Path) -> None:
+    store = Store(tmp_path / "none", pytest.fail, read_only=True)
+    assert list(store.entries()) == list(store.verify()) == []
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="file can't be read: Not a directory"):
+        Store(tmp_path / "file", pytest.fail, read_only=True)
 
 
 def exit_code(process: ForkServerProcess) -> int | None:

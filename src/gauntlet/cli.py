@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -124,7 +125,8 @@ def _add_store(commands: _Commands) -> None:
     verify = actions.add_parser(
         "verify",
         help="check every byte; exit code 1 when an entry is damaged",
-        description="Check every byte of every entry and set damaged ones aside; they are made anew when needed.",
+        description="Check every byte of every entry and set damaged ones aside; they are made anew when needed. "
+        "In a store that can't be written they are only named.",
     )
     prune = actions.add_parser(
         "prune",
@@ -189,7 +191,7 @@ def _plan(chosen: argparse.Namespace) -> int:
     from gauntlet.plan import choose, plan_text
     from gauntlet.session import open_session
 
-    options = options_from(vars(chosen).get)
+    options = replace(options_from(vars(chosen).get), plan=True)
     session = open_session(options, _warn)
     for warning in session.warnings:
         _warn(warning)
@@ -212,13 +214,13 @@ def _report(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _open_store(chosen: argparse.Namespace) -> Store:
+def _open_store(chosen: argparse.Namespace, *, read_only: bool = True) -> Store:
     from gauntlet.store import Store
 
     root = chosen.store or default_store()
     if not root.is_dir():
         raise StoreError(f"there is no store in {root}; `pytest bench` makes one, --store DIR names another")
-    return Store(root, _warn)
+    return Store(root, _warn, read_only=read_only)
 
 
 def _of_kind(listed: Sequence[Listed], kind: str | None) -> list[Listed]:
@@ -253,11 +255,13 @@ def _store_ls(chosen: argparse.Namespace) -> int:
 
 def _store_verify(chosen: argparse.Namespace) -> int:
     store = _open_store(chosen)
-    damaged = 0
+    damaged = set()
     for damage in store.verify():
-        damaged += 1
-        sys.stdout.write(f"{damage.kind}/{damage.key[:12]}: {damage.reason}; set aside in {damage.moved_to}\n")
-    sys.stdout.write(f"{sum(1 for _ in store.entries())} entries whole, {damaged} damaged\n")
+        damaged.add((damage.kind, damage.key))
+        fate = f"set aside in {damage.moved_to}" if damage.moved_to else "left there: the store can't be written"
+        sys.stdout.write(f"{damage.kind}/{damage.key[:12]}: {damage.reason}; {fate}\n")
+    whole = sum((item.kind, item.key) not in damaged for item in store.entries())
+    sys.stdout.write(f"{whole} entries whole, {len(damaged)} damaged\n")
     return 1 if damaged else 0
 
 
@@ -266,7 +270,7 @@ def _store_prune(chosen: argparse.Namespace) -> int:
 
     from gauntlet.wording import size
 
-    store = _open_store(chosen)
+    store = _open_store(chosen, read_only=chosen.dry_run)
     kinds = () if chosen.kind is None else (chosen.kind,)
     listed = _of_kind(list(store.entries()), chosen.kind)
     if not chosen.dry_run:

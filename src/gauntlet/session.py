@@ -121,7 +121,7 @@ def open_context(options: Options, warn: Callable[[str], None], progress: Progre
         # Architectures look for published weights on their own; they know no options.
         os.environ[OFFLINE] = "1"
     return Context(
-        store=Store(options.store, warn),
+        store=Store(options.store, warn, read_only=options.plan),
         registry=Registry.discover(options.plugins),
         device=choose_device(options.device),
         load=LoadContext(options.data_dir, options.offline),

@@ -31,17 +31,38 @@ _TMP, _LOCKS, _DAMAGED = "tmp", "locks", "damaged"
 
 
 class Shelves:
-    """The folders below `root`, which are made; StoreError when they can't be written to."""
+    """The folders below `root`, which are made; StoreError when they can't be written to.
 
-    def __init__(self, root: Path) -> None:
+    read_only: nothing is made, and that they can be read is enough; no folder at all is an empty store.
+    """
+
+    def __init__(self, root: Path, *, read_only: bool = False) -> None:
         self.root = root
+        if read_only:
+            self._check_readable()
+        else:
+            self._make_writable()
+
+    def _make_writable(self) -> None:
         try:
             for name in (_TMP, _LOCKS, _DAMAGED):
-                (root / name).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=root / _TMP):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root / _TMP):
                 pass
         except OSError as error:
-            raise StoreError(f"the store {root} can't be written: {error.strerror or error}; choose another") from error
+            why = error.strerror or error
+            raise StoreError(
+                f"the store {self.root} can't be written: {why}; make it writable, or choose another"
+            ) from error
+
+    def _check_readable(self) -> None:
+        try:
+            with suppress(FileNotFoundError):
+                next(self.root.iterdir(), None)
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.root} can't be read: {error.strerror or error}; choose another"
+            ) from error
 
     def folder(self, kind: str, key: str) -> Path:
         """Where the entry lies or will lie. ValueError for a malformed kind or key."""
@@ -53,6 +74,8 @@ class Shelves:
 
     def entries(self) -> Iterator[tuple[str, str, Path]]:
         """Kind, key and folder of everything that lies where an entry would."""
+        if not self.root.is_dir():
+            return
         for kind in sorted(path.name for path in self.root.iterdir() if _KIND.fullmatch(path.name)):
             if kind in (_TMP, _LOCKS, _DAMAGED):
                 continue

@@ -63,12 +63,12 @@ class Listed:
 
 @dataclass(frozen=True)
 class Damage:
-    """An entry that failed its check, and where it was set aside."""
+    """An entry that failed its check, and where it was set aside; None in a store that can't be written."""
 
     kind: str
     key: str
     reason: str
-    moved_to: Path
+    moved_to: Path | None
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,14 @@ class Store:
     """A folder of made values. Safe for many processes, and for one that is killed at any point.
 
     warn gets one sentence when an entry was damaged or could not be kept. Raises StoreError when `root` can't be
-    written to. Every method raises ValueError for a key that is not 64 hex characters or a kind that is not [a-z_]+.
+    written to, or with read_only, for whoever only looks, when it can't be read. Every method raises ValueError for a
+    key that is not 64 hex characters or a kind that is not [a-z_]+.
     """
 
-    def __init__(self, root: Path, warn: Callable[[str], None]) -> None:
+    def __init__(self, root: Path, warn: Callable[[str], None], *, read_only: bool = False) -> None:
         self.root = root
         self._warn = warn
-        self._shelves = Shelves(root)
+        self._shelves = Shelves(root, read_only=read_only)
         self._opened = datetime.now(UTC)
         self._told: set[str] = set()
 
@@ -194,12 +195,24 @@ class Store:
     def verify(self) -> Iterator[Damage]:
         """Check every byte of every entry, set the damaged ones aside and yield them. One in use is skipped."""
         for kind, key, folder in self._shelves.entries():
-            with suppress(Busy), self._shelves.locked(kind, key, wait=False):
+            with ExitStack() as held:
+                try:
+                    held.enter_context(self._shelves.locked(kind, key, wait=False))
+                except Busy:
+                    continue
+                except OSError:
+                    # A store that can't be written has no new locks, and what lies in it is looked at all the same.
+                    pass
                 try:
                     entry.verify(folder, entry.read(folder, kind, key))
                 except DamagedError as damage:
                     if folder.exists():
-                        yield Damage(kind, key, str(damage), self._shelves.set_aside(kind, key))
+                        yield Damage(kind, key, str(damage), self._aside(kind, key))
+
+    def _aside(self, kind: str, key: str) -> Path | None:
+        with suppress(OSError):
+            return self._shelves.set_aside(kind, key)
+        return None
 
     def prune(self, older_than_days: float | None = None, kinds: Collection[str] = ()) -> Pruned:
         """Remove what was left unfinished, what was set aside as damaged, and idle locks.
