@@ -146,6 +146,13 @@ class TestPreparing:
         assert hashes[0] == hashes[1]
         assert len({hashes[0], prepare_raw(pixel, "x").facts.hash, prepare_raw(label, "x").facts.hash}) == 3
 
+    def test_hash_is_of_the_classes_that_no_image_has(self) -> None:
+        source = replace(raw(), clean_only=True)
+        more = replace(source, class_names=("a", "b", "c", "d"))
+        second = torch.zeros_like(source.labels)
+        few, many = (replace(source, auxiliary=second, auxiliary_names=names) for names in (("x",), ("x", "y")))
+        assert len({prepare_raw(task, "x").facts.hash for task in (source, more, few, many)}) == 4
+
     def test_moments_are_of_the_training_split(self) -> None:
         made = prepare_raw(raw((300, 300), shape=(3, 2, 2)), "x")
         pixels = made.training.images.numpy() / 255

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -165,6 +167,20 @@ def test_the_data_change_every_key(context: Context, make_case: CaseMaker, regis
     case = make_case("badnets", "fine_tuning")
     small = dataclasses.replace(case, task=registry.build(Kind.TASK, "digits", {"size": 20}), task_name="small digits")
     assert differing(case, small, context) == ALL
+
+
+def test_classes_that_no_image_has_change_every_key(
+    context: Context, make_case: CaseMaker, registry: Registry, tmp_path: Path
+) -> None:
+    with h5py.File(tmp_path / "clean.h5", "w") as file:
+        file["data"], file["label"] = np.arange(12 * 64.0).reshape(12, 1, 8, 8) % 256, np.arange(12) % 10
+    case = make_case("badnets", "fine_tuning")
+    settings = [{"path": tmp_path / "clean.h5", "clean_only": True, "classes": classes} for classes in (10, 12)]
+    one, two = (
+        dataclasses.replace(case, task=registry.build(Kind.TASK, "h5", each), task_name=f"h5 {each['classes']}")
+        for each in settings
+    )
+    assert differing(one, two, context) == ALL
 
 
 def test_the_setting_of_an_architecture_changes_every_key(

@@ -11,8 +11,9 @@ __all__ = ["TaskFacts"]
 class TaskFacts:
     """name: as the user wrote it (`parquet:PATH` keeps its path). shape: (C, H, W). train_counts: images of each
     class in the attacker's training data. reserve_counts: the largest clean reserve a defender may ask for, by
-    class. test_counts: by class. hash: SHA-256 of all tensors and splits. provenance: where the data came from.
-    auxiliary_names: one for each value of the images' second label, empty where they have none.
+    class. test_counts: by class. hash: SHA-256 of all tensors and splits and of the numbers of classes and of second
+    labels: what hangs on the task hangs on it alone. provenance: where the data came from. auxiliary_names: one for
+    each value of the images' second label, empty where they have none.
     """
 
     name: str

@@ -79,7 +79,7 @@ def prepare_raw(raw: RawTask, name: str) -> Prepared:
         train_counts=_counts(training, classes),
         reserve_counts=_counts(reserve, classes),
         test_counts=_counts(test, classes),
-        hash=_hash((training, reserve, test)),
+        hash=_hash((training, reserve, test), classes, len(raw.auxiliary_names)),
         provenance=f"{raw.provenance}; test set: {origin}",
         auxiliary_names=raw.auxiliary_names,
     )
@@ -155,8 +155,9 @@ def _counts(part: Split, classes: int) -> tuple[int, ...]:
     return tuple(torch.bincount(part.labels, minlength=classes).tolist())
 
 
-def _hash(parts: Sequence[Split]) -> str:
-    state = hashlib.sha256()
+def _hash(parts: Sequence[Split], classes: int, auxiliary: int) -> str:
+    """Of all that shapes a network or a score: a class that no image has still has an output of its own."""
+    state = hashlib.sha256(repr((classes, auxiliary)).encode())
     for part in parts:
         for tensor in part.tensors().values():
             state.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
