@@ -60,7 +60,18 @@ def test_help_is_instant_because_nothing_heavy_is_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["list"], ["plan"], ["report"], ["store"], ["store", "ls"], ["store", "verify"], ["store", "prune"]]
+    "command",
+    [
+        [],
+        ["list"],
+        ["plan"],
+        ["report"],
+        ["compare"],
+        ["store"],
+        ["store", "ls"],
+        ["store", "verify"],
+        ["store", "prune"],
+    ],
 )
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:

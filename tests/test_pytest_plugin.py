@@ -144,6 +144,17 @@ def test_a_broken_gate_fails_with_one_sentence(bench: Bench) -> None:
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
+def test_two_runs_are_compared(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.run("--results=old", "-k", "badnets")
+    bench.run("--results=new", "-k", "badnets", suite=SUITE + BROKEN)
+    (old,), (new,) = (list((bench.pytester.path / name).iterdir()) for name in ("old", "new"))
+    capsys.readouterr()
+    assert main(["compare", str(old), str(old)]) == 0
+    assert capsys.readouterr().out.endswith("0 worse of 3 cases in both runs, 0 appeared, 0 vanished\n")
+    assert main(["compare", str(old), str(new)]) == 1
+    assert f"\nworse: {UNDEFENDED}: pass -> fail: clean accuracy 0." in capsys.readouterr().out
+
+
 def test_last_failed(bench: Bench) -> None:
     bench.run("--lf", suite=SUITE + BROKEN).assert_outcomes(passed=5, failed=1)
     bench.run("--lf", suite=SUITE + BROKEN).assert_outcomes(failed=1)

@@ -1,6 +1,7 @@
 """The `gauntlet` command: what there is, what a run would cost, old results, the store. `pytest bench` runs cases.
 
-Exit codes: 0 all well, 1 damage was found, 2 a mistake of usage or a user error (one line on stderr), 130 interrupted.
+Exit codes: 0 all well, 1 damage was found or a case got worse, 2 a mistake of usage or a user error (one line on
+stderr), 130 interrupted.
 Everything heavy is imported by the command that needs it, so that `--help` is instant.
 """
 
@@ -40,6 +41,8 @@ examples:
   gauntlet plan --suite digits --seeds 5     what a run would compute, and how long that takes
   gauntlet report results/20261121-023000-quick
                                              rebuild the reports of a run and print its leaderboard
+  gauntlet compare results/20261121-023000-quick results/20261122-023000-quick
+                                             which cases got worse from one run to the other
   gauntlet store prune --older-than 30 --dry-run
   gauntlet audit --model suspicious.h5 --clean clean_images.h5
                                              every repair, detector and verdict on a model that you were handed
@@ -84,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_list(commands)
     _add_plan(commands)
     _add_report(commands)
+    _add_compare(commands)
     _add_store(commands)
     add_audit(commands)
     add_predict(commands)
@@ -115,6 +119,21 @@ def _add_report(commands: _Commands) -> None:
     parser.add_argument("folder", type=Path, metavar="RESULTS_DIR", help="the folder of a run, as in results/<run>")
     _add_plugin(parser)
     parser.set_defaults(command=_report)
+
+
+def _add_compare(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="what got worse between two runs",
+        description="Print status, clean accuracy and ASR of every case of two runs, and what got worse: a status, or "
+        "a figure whose 95 % Wilson interval no longer meets the old one. ASR is worse when it rises, and where the "
+        "gate has a min_asr when it falls. Exit code 1 when a case got worse, 0 when none did, 2 for an error.",
+    )
+    for name, which in (("old", "earlier"), ("new", "later")):
+        parser.add_argument(
+            name, type=Path, metavar=name.upper(), help=f"the {which} run's folder, as in results/<run>"
+        )
+    parser.set_defaults(command=_compare)
 
 
 def _add_store(commands: _Commands) -> None:
@@ -212,6 +231,15 @@ def _report(chosen: argparse.Namespace) -> int:
     paths = write_reports(chosen.folder, records, Registry.discover(chosen.plugin), _warn)
     print_leaderboard(records, Console(highlight=False), paths)
     return 0
+
+
+def _compare(chosen: argparse.Namespace) -> int:
+    from gauntlet.comparison import compare
+    from gauntlet.results import read_records
+
+    found = compare(read_records(chosen.old, _warn), read_records(chosen.new, _warn))
+    sys.stdout.write(found.text())
+    return 1 if found.worse else 0
 
 
 def _open_store(chosen: argparse.Namespace, *, read_only: bool = True) -> Store:
