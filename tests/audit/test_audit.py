@@ -13,13 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gauntlet.audit.bundle import open_bundle
+from gauntlet.audit.report import headline
+from gauntlet.audit.run import AuditResult
 from gauntlet.cli import main
 from gauntlet.mounting import mount
 from gauntlet.pipeline import Context, tools_for
+from gauntlet.records import Record, VerdictCounts
 from gauntlet.registry import Registry
 from gauntlet.results import read_records
 from gauntlet.toolbox import state_of
 from tests.sample_cases import CaseMaker
+from tests.sample_records import record
 
 DEFENSES = ("fine_pruning", "fine_tuning", "n_plus_1", "strip", "neural_cleanse")
 QUICK = """
@@ -93,11 +97,24 @@ def test_the_report_says_what_was_found(audited: tuple[Path, int]) -> None:
     assert code == 1
     assert "trigger.png at column 25, row 25; target 0, found: " in text
     assert "| trigger" in text
-    assert "neural_cleanse calls class 0 a target" in text
+    assert "neural_cleanse[steps=60,batch_size=16,patience=5] calls class 0 a target" in text
     assert "## Recovered triggers: neural_cleanse" in text
     assert (folder / "audit.html").read_text(encoding="utf-8").count("data:image/png;base64,") >= 1
     assert (folder / "anomaly.csv").read_text(encoding="utf-8").count("\n") == 11
     assert list(folder.glob("trigger_neural_cleanse*_0.png"))
+
+
+def _verdict(max_index: float, suspects: tuple[int, ...]) -> Record:
+    made = record(defense="neural_cleanse", asr=(), seeds=(0,), defense_settings={"max_index": max_index})
+    verdict = VerdictCounts(anomaly=(0.0,) * 10, suspects=suspects, targets=())
+    return made.model_copy(update={"scores": tuple(score.model_copy(update={"verdict": verdict}) for score in made.scores)})
+
+
+def test_no_setting_of_a_verdict_hides_another() -> None:
+    found = AuditResult((record(asr=()), _verdict(0.01, (3,)), _verdict(1000.0, ())))
+
+    assert found.suspects == {"neural_cleanse[max_index=0.01]": (3,), "neural_cleanse[max_index=1000.0]": ()}
+    assert "neural_cleanse[max_index=0.01] calls class 3 a target" in headline(found)
 
 
 def test_the_records_are_ordinary_ones(audited: tuple[Path, int]) -> None:

@@ -19,7 +19,7 @@ from gauntlet.network import Network
 from gauntlet.pipeline import tools_for
 from gauntlet.records import Gate, Record, Status
 from gauntlet.results import ResultsWriter
-from gauntlet.summary import figures
+from gauntlet.summary import defense_label, figures
 
 __all__ = ["AuditResult", "Repaired", "perform"]
 
@@ -48,9 +48,12 @@ class AuditResult:
 
     @property
     def suspects(self) -> dict[str, tuple[int, ...]]:
-        """The classes that each model verdict calls targets, by the defense; verdicts that name none as well."""
+        """The classes that each model verdict calls targets, by the defense with its settings; verdicts that name none
+        as well.
+        """
         verdicts = {
-            record.defense: [score.verdict for score in record.scores if score.verdict] for record in self.records
+            defense_label(record): [score.verdict for score in record.scores if score.verdict]
+            for record in self.records
         }
         return {
             name: tuple(sorted({suspect for verdict in found for suspect in verdict.suspects}))
