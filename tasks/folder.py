@@ -28,10 +28,11 @@ class Folder(TaskSource):
     The layout of torchvision's ImageFolder. Hidden files and files that are no images are passed over. size resizes
     to size x size or [height, width], channels converts to grey (1) or colour (3); by default the images say both.
     test: another folder of class folders, which is the test set. clean_only: the clean images of a model that somebody
-    handed over: nobody trains on them from scratch.
+    handed over: nobody trains on them from scratch. classes: how many there are, for a model whose classes do not all
+    occur.
 
-    Classes are numbered in the folders' alphabetical order. classes: how many there are, for a model whose classes do
-    not all occur: folders that are called by numbers, zeros in front allowed, then have them for labels.
+    Classes are numbered in the folders' alphabetical order, as ImageFolder does, so that 10 comes before 2. With
+    clean_only or classes, folders that are all called by whole numbers, zeros in front allowed, have them for labels.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("/",)
@@ -79,11 +80,9 @@ class Folder(TaskSource):
 
     def _class_names(self, parts: list[Path], found: list[tuple[str, ...]]) -> tuple[str, ...]:
         """The class names in the order of their labels."""
-        if self.classes is not None and all(map(_is_number, itertools.chain.from_iterable(found))):
-            for part, folders in zip(parts, found, strict=True):
-                if wrong := next((name for name in folders if int(name) >= self.classes), None):
-                    raise DataError(f"{part / wrong}: class {wrong} is out of range; legal: 0 to {self.classes - 1}")
-            return tuple(str(label) for label in range(self.classes))
+        told = self.clean_only or self.classes is not None
+        if told and all(map(_is_number, itertools.chain.from_iterable(found))):
+            return self._numbers(parts, found)
         names = found[0]
         if odd := sorted(set(names) ^ set(found[-1])):
             raise DataError(f"class {odd[0]!r} is in only one of {parts[0]} and {parts[-1]}; both need every class")
@@ -93,6 +92,20 @@ class Folder(TaskSource):
                 f"0 to {self.classes - 1}"
             )
         return names
+
+    def _numbers(self, parts: list[Path], found: list[tuple[str, ...]]) -> tuple[str, ...]:
+        """The labels as class names, where the folders are called by them."""
+        numbers = {int(name) for name in itertools.chain.from_iterable(found)}
+        count = self.classes or len(numbers)
+        for part, folders in zip(parts, found, strict=True):
+            if wrong := next((name for name in folders if int(name) >= count), None):
+                if self.classes is not None:
+                    raise DataError(f"{part / wrong}: class {wrong} is out of range; legal: 0 to {count - 1}")
+                raise DataError(
+                    f"{part / wrong}: the class folders' numbers are the labels, and no folder is called "
+                    f"{min(set(range(count)) - numbers)}; give the number of `classes` where not all of them occur"
+                )
+        return tuple(str(label) for label in range(count))
 
 
 def _is_number(name: str) -> bool:

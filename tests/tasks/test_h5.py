@@ -166,6 +166,24 @@ class TestCleanFolder:
         assert len(raw.class_names) == 11
         assert raw.images[4, 0, 0, 0] == 20
 
+    def test_numbers_are_labels_of_a_models_clean_images(self, tmp_path: Path) -> None:
+        """A training task keeps ImageFolder's order, in which 10 comes before 2."""
+        root = self.fill(tmp_path / "data", tuple(map(str, range(12))), count=1)
+        raw = source("folder", path=root, clean_only=True).load(OFFLINE)
+        assert raw.labels.tolist() == [0, 1, 10, 11, *range(2, 10)]
+        assert raw.class_names == tuple(map(str, range(12)))
+        assert source("folder", path=root).load(OFFLINE).labels.tolist() == list(range(12))
+
+    @pytest.mark.parametrize(("names", "lacks"), [(("0", "1", "3"), 2), (("1", "2"), 0)])
+    def test_a_gap_in_the_numbers(self, tmp_path: Path, names: tuple[str, ...], lacks: int) -> None:
+        root = self.fill(tmp_path / "data", names)
+        text = refused(source("folder", path=root, clean_only=True))
+        assert text == (
+            f"{root / names[-1]}: the class folders' numbers are the labels, and no folder is called {lacks}; give the "
+            "number of `classes` where not all of them occur"
+        )
+        assert source("folder", path=root, clean_only=True, classes=5).load(OFFLINE).labels[-1] == int(names[-1])
+
     def test_names_do_where_none_lacks(self, tmp_path: Path) -> None:
         root = self.fill(tmp_path / "data", ("cat", "dog"))
         assert source("folder", path=root, classes=2).load(OFFLINE).class_names == ("cat", "dog")
