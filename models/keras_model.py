@@ -27,7 +27,7 @@ __all__ = ["KerasModel"]
 @model
 @dataclass(frozen=True)
 class KerasModel(GraphModel):
-    """The model of a whole-model HDF5 file, with its weights, or of a `.json` file of its model_config, without.
+    """The model of a whole-model HDF5 file, with its weights, or of a `.json` file of its model_config, to be trained.
 
     Keras 2 and 3, sequential and functional: convolutions (also depthwise and separable), dense layers, pooling, batch
     normalisation, activations, Add, Concatenate, Flatten, dropout, padding. Modules are called as the layers are
@@ -36,7 +36,8 @@ class KerasModel(GraphModel):
     last_conv_name: layers to take instead of what the last dense layer takes, and of the last convolution.
     """
 
-    reads: ClassVar[tuple[str, ...]] = (".h5", ".hdf5", ".json")
+    reads: ClassVar[tuple[str, ...]] = (".h5", ".hdf5")
+    describes: ClassVar[tuple[str, ...]] = (".json",)
 
     def check(self, facts: TaskFacts) -> None:
         self.taps(self._skeleton(facts.shape, facts.classes, facts.name))
@@ -75,7 +76,7 @@ class KerasModel(GraphModel):
         return body
 
     def _is_description(self) -> bool:
-        return self.path.suffix.lower() == ".json"
+        return self.path.suffix.lower() in self.describes
 
     def _check_shape(self, graph: Graph, shape: tuple[int, int, int], task: str) -> None:
         channels, height, width = shape

@@ -16,10 +16,12 @@ __all__ = ["Architecture"]
 @dataclass(frozen=True)
 class Architecture:
     """A network architecture. feature_layer and last_conv are module paths inside what `build` returns. reads: suffixes
-    of the model files that describe themselves and that its `path` takes, as `.h5`.
+    of the model files that describe themselves and that its `path` takes, as `.h5`. describes: suffixes of files that
+    its `path` takes as well, without weights: networks to train, not to judge.
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
+    describes: ClassVar[tuple[str, ...]] = ()
     feature_layer: ClassVar[str]
     last_conv: ClassVar[str | None]
 

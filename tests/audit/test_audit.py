@@ -107,7 +107,9 @@ def test_the_report_says_what_was_found(audited: tuple[Path, int]) -> None:
 def _verdict(max_index: float, suspects: tuple[int, ...]) -> Record:
     made = record(defense="neural_cleanse", asr=(), seeds=(0,), defense_settings={"max_index": max_index})
     verdict = VerdictCounts(anomaly=(0.0,) * 10, suspects=suspects, targets=())
-    return made.model_copy(update={"scores": tuple(score.model_copy(update={"verdict": verdict}) for score in made.scores)})
+    return made.model_copy(
+        update={"scores": tuple(score.model_copy(update={"verdict": verdict}) for score in made.scores)}
+    )
 
 
 def test_no_setting_of_a_verdict_hides_another() -> None:

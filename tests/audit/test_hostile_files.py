@@ -115,6 +115,7 @@ MODELS: dict[str, tuple[str, Make, str]] = {
     "NaN weights": ("m.h5", lambda path: with_weights(path, conv=WEIGHTS["conv"] | {"bias": NAN}), "conv/conv/bias:0 holds NaN"),
     "NaN in safetensors": ("m.safetensors", lambda path: save_file({"conv.weight": torch.full((5, 3, 3, 3), float("nan"))}, path), "m.safetensors"),
     "weights of another shape": ("m.h5", lambda path: with_weights(path, dense=drawn(2, kernel=(121, 3), bias=(3,))), "dense/dense/kernel:0 has the shape [121, 3]"),
+    "a description without weights": ("m.json", lambda path: path.write_text(json.dumps(functional(*LAYERS))), "m.json describes a network without its weights"),
     "a missing layer": ("m.h5", lambda path: write(path, functional(*LAYERS), {"conv": WEIGHTS["conv"]}), "for the layer dense"),
     "a lambda layer": ("m.h5", lambda path: changed(path, layer("Lambda", "odd", "flat", function=["4wEAAA==", None, None])), "layer odd (Lambda): this kind of layer is not supported"),
     "a custom layer": ("m.h5", lambda path: changed(path, layer("Evil", "odd", "flat") | {"module": "evil.layers"}), "layer odd (Evil): it is a custom layer"),
@@ -192,6 +193,14 @@ def test_a_bad_model(name: str, command: str, here: Path, capsys: pytest.Capture
     given = ["--model", file, "--clean=good/c.h5"] if command == "audit" else ["good/c.h5", file]
 
     refused([command, *given, *network], file, message, here, capsys)
+
+
+def test_predict_takes_no_description(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, make, message = MODELS["a description without weights"]
+    make(here / "m.json")
+    Image.new("RGB", (6, 8)).save(here / "i.png")
+
+    refused(["predict", "m.json", "i.png"], "m.json", message, here, capsys)
 
 
 @pytest.mark.parametrize("command", ["audit", "eval"])

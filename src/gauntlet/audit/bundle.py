@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gauntlet.architecture import Architecture
 from gauntlet.assembly import assemble, mould, wrap
+from gauntlet.audit.parts import model_reader
 from gauntlet.errors import DataError
 from gauntlet.facts import TaskFacts
 from gauntlet.images import to_float
@@ -117,7 +118,7 @@ def open_bundle(folder: Path, registry: Registry) -> Bundle:
 
 def open_file(path: Path, input_range: str, registry: Registry) -> Bundle:
     """The model of a file that describes itself, alone; GauntletError for one that doesn't, or not its images' size."""
-    name = next((name for name, cls in registry.classes(Kind.MODEL).items() if path.suffix.lower() in cls.reads), None)
+    name = model_reader(registry, path)
     if name is None:
         raise DataError(f"{path} is no model that describes itself; audit it, and give the bundle that this exports")
     settings = {"path": str(path)} | ({} if input_range == "0..1" else {"input_range": input_range})

@@ -14,7 +14,17 @@ from gauntlet.plugin import Kind
 from gauntlet.registry import Registry
 from gauntlet.suite import Entry
 
-__all__ = ["Declared", "check_fit", "declared_by", "fitting", "hinted", "model_entry", "task_entry", "task_of"]
+__all__ = [
+    "Declared",
+    "check_fit",
+    "declared_by",
+    "fitting",
+    "hinted",
+    "model_entry",
+    "model_reader",
+    "task_entry",
+    "task_of",
+]
 
 Shape: TypeAlias = tuple[int, int, int]
 Declared: TypeAlias = tuple[Shape, int] | None
@@ -27,9 +37,9 @@ def model_entry(request: Request, registry: Registry) -> tuple[Entry, Path | Non
     if request.network:
         registry.get(Kind.MODEL, request.network)
         return Entry(name=request.network), request.model
-    suffix = request.model.suffix.lower()
-    name = _reader(registry, Kind.MODEL, suffix)
+    name = model_reader(registry, request.model)
     if name is None:
+        suffix = request.model.suffix.lower()
         raise SettingError(
             f"{request.model}: files named *{suffix} don't say what network they belong to; give --network "
             "NAME (`gauntlet list models` shows them)"
@@ -38,6 +48,17 @@ def model_entry(request: Request, registry: Registry) -> tuple[Entry, Path | Non
     if request.input_range != "0..1":
         settings["input_range"] = request.input_range
     return Entry(name=name, settings=settings), None
+
+
+def model_reader(registry: Registry, path: Path) -> str | None:
+    """The architecture that reads such a file, if there is one; DataError for a description without weights."""
+    suffix = path.suffix.lower()
+    if any(suffix in cls.describes for cls in registry.classes(Kind.MODEL).values()):
+        raise DataError(
+            f"{path} describes a network without its weights, so that there is nothing to judge; give the file that "
+            "holds both"
+        )
+    return _reader(registry, Kind.MODEL, suffix)
 
 
 def declared_by(registry: Registry, architecture: Entry) -> Declared:
