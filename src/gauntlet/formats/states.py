@@ -54,9 +54,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         size = path.stat().st_size
         if size > _LIMIT:
             raise DataError(f"{path} has {size:,} bytes; legal: at most {_LIMIT:,}")
-        if path.suffix.lower() == ".safetensors":
-            return load_file(path)
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix.lower() == ".safetensors"
+        found: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except DataError:
         raise
     except Exception as error:  # the two libraries raise a dozen types for a damaged file
@@ -65,7 +64,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if isinstance(found, Mapping):
         found = next((found[name] for name in _WRAPPERS if isinstance(found.get(name), Mapping)), found)
     if not isinstance(found, Mapping) or not found:
-        raise DataError(f"{path} holds no state_dict: give a file that maps parameter names to tensors")
+        what = "tensors" if isinstance(found, Mapping) else "state_dict"
+        raise DataError(f"{path} holds no {what}: give a file that maps parameter names to tensors")
     if odd := next((name for name, value in found.items() if not isinstance(value, Tensor)), None):
         raise DataError(f"{path}: {odd} is no tensor; give a file that maps parameter names to tensors")
     return {str(name): value for name, value in found.items()}
