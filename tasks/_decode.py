@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from gauntlet.errors import DataError
+from gauntlet.formats.pictures import converted, is_grey
 from gauntlet.images import chunks
 from gauntlet.task import RawTask
 
@@ -28,8 +29,6 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp"})
 """The files that are taken for images, lower case."""
 
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")
-_GREY = frozenset({"1", "L", "LA"})
-_COLOUR = frozenset({"RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr"})
 _MAX_ENCODED = 1 << 26
 _MAX_PIXELS = 1 << 24
 _MAX_TOTAL = 1 << 36
@@ -129,8 +128,8 @@ def _pixels(item: Encoded, size: tuple[int, int] | None, channels: int | None) -
             width, height = image.size
             if width * height > _MAX_PIXELS:
                 raise DataError(f"{item.where}: {width}x{height} pixels; legal: at most {_MAX_PIXELS:,} in all")
-            grey = _is_grey(image.mode, item.where) if channels is None else channels == 1
-            plain = _converted(image, "L" if grey else "RGB")
+            grey = is_grey(image, item.where) if channels is None else channels == 1
+            plain = converted(image, "L" if grey else "RGB", item.where)
             if item.box is not None:
                 plain = cropped(plain, item.box, item.where)
             if size is not None and plain.size != size[::-1]:
@@ -158,17 +157,3 @@ def _stream(item: Encoded) -> io.BytesIO | Path:
     if length > _MAX_ENCODED:
         raise DataError(f"{item.where}: the encoded image has {length:,} bytes; legal: at most {_MAX_ENCODED:,}")
     return item.data if isinstance(item.data, Path) else io.BytesIO(item.data)
-
-
-def _is_grey(mode: str, where: str) -> bool:
-    if mode not in _GREY | _COLOUR:
-        raise DataError(f"{where}: images of mode {mode} are not taken; legal: 8 bits a channel, grey or colour")
-    return mode in _GREY
-
-
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == mode:
-        image.load()
-        return image
-    # A palette with transparency goes through RGBA, or Pillow warns.
-    return (image.convert("RGBA") if image.mode in {"P", "PA"} else image).convert(mode)

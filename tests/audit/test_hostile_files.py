@@ -158,6 +158,7 @@ PICTURES: dict[str, tuple[str, Make, str]] = {
     "too large": ("t.png@0,0:0", lambda path: Image.new("RGB", (60, 3)).save(path), "is larger than the 6x8 images"),
     "transparent": ("t.png@0,0:0", lambda path: Image.new("RGBA", (2, 2)).save(path), "every pixel of the picture is transparent"),
     "no picture": ("t.png@0,0:0", lambda path: path.write_text("none"), "is no PNG or JPEG picture"),
+    "16 bits": ("t.png@0,0:0", lambda path: Image.new("I;16", (2, 2), 9000).save(path), "images of mode I;16 are not taken"),
     "a class that is none": ("t.png@0,0:3", lambda path: Image.new("RGB", (2, 2)).save(path), "3 classes; legal: 0 to 2"),
     "gigantic": ("t.png@0,0:0", lambda path: Image.new("1", (5000, 5000)).save(path), "pixels; legal: at most"),
 }  # fmt: skip

@@ -280,6 +280,8 @@ def test_hostile_pictures(tmp_path: Path) -> None:
     cut = tmp_path / "cut.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(cut)
     cut.write_bytes(cut.read_bytes()[:2000])
+    deep = tmp_path / "deep.png"
+    Image.new("I;16", (3, 3), 9000).save(deep)
     empty = tmp_path / "empty.png"
     empty.touch()
     for path, problem in (
@@ -288,6 +290,7 @@ def test_hostile_pictures(tmp_path: Path) -> None:
         (huge, "4096x1100"),
         (bitmap, "no PNG or JPEG"),
         (cut, "damaged"),
+        (deep, "images of mode I;16 are not taken"),
         (empty, "no file of 1 to"),
         (tmp_path / "absent.png", "can't be read"),
         (tmp_path, "no file"),
@@ -322,6 +325,9 @@ def test_semantic_folders(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="0 PNG or JPEG"):
         dataclasses.replace(trigger, folder=tmp_path / "empty").check(facts())
+    Image.new("I;16", (28, 28), 9000).save(tmp_path / "own" / "deep.png")
+    with pytest.raises(DataError, match=r"deep\.png: images of mode I;16 are not taken"):
+        trigger.check(facts())
 
 
 def test_semantic_images_leave_the_clean_training() -> None:

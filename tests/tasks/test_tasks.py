@@ -452,11 +452,13 @@ class TestParquet:
         file = write_parquet(tmp_path / "train.parquet", [good, good, good, image, good, b"also bad"], [0, 1] * 3)
         assert f"{file}, {message}" in refused(source("parquet", path=tmp_path))
 
-    def test_sixteen_bits_are_refused(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("channels", [None, 1, 3])
+    def test_sixteen_bits_are_refused(self, channels: int | None, tmp_path: Path) -> None:
         stream = io.BytesIO()
         Image.fromarray(np.full((5, 6), 40000, dtype=np.uint16)).save(stream, "PNG")
         write_parquet(tmp_path / "train.parquet", [stream.getvalue()], [0])
-        assert "mode I;16 are not taken; legal: 8 bits a channel" in refused(source("parquet", path=tmp_path))
+        task = source("parquet", path=tmp_path, channels=channels)
+        assert "mode I;16 are not taken; legal: 8 bits a channel" in refused(task)
 
     @pytest.mark.parametrize("content", [b"", b"PAR1 and nothing else PAR1", b"x" * 5000])
     def test_not_a_parquet_file(self, tmp_path: Path, content: bytes) -> None:

@@ -15,6 +15,7 @@ from gauntlet.audit.parts import check_fit, fitting, task_entry
 from gauntlet.audit.request import Request
 from gauntlet.audit.setup import open_audit
 from gauntlet.errors import DataError
+from gauntlet.formats.pictures import converted
 from gauntlet.images import chunks
 from gauntlet.mounting import mount
 from gauntlet.options import Options
@@ -48,7 +49,7 @@ def one_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False) 
                     f"{path} is {image.height} high and {image.width} wide, the model takes {height} high and {width} "
                     "wide; --resize makes it fit"
                 )
-            plain = (image.convert("RGBA") if image.mode in {"P", "PA"} else image).convert(_MODES[channels])
+            plain = converted(image, _MODES[channels], str(path))
             if plain.size != (width, height):
                 plain = plain.resize((width, height), Image.Resampling.BILINEAR)
             pixels: Any = np.array(plain, dtype=np.uint8)

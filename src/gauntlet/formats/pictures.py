@@ -12,13 +12,33 @@ from torch import Tensor
 
 from gauntlet.errors import DataError
 
-__all__ = ["read_folder", "read_overlay", "resized"]
+__all__ = ["converted", "is_grey", "read_folder", "read_overlay", "resized"]
 
 _PIXELS = 1 << 22
 _BYTES = 1 << 25
 _FILES = 100_000
 _KINDS = ("PNG", "JPEG")
-_GREY = ("1", "L", "I", "I;16")
+_GREY = frozenset({"1", "L", "LA"})
+_COLOUR = frozenset({"RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr"})
+
+
+def is_grey(image: Image.Image, where: str) -> bool:
+    """Whether the picture has no colours. DataError, beginning with `where`, when it has not 8 bits a channel: Pillow
+    converts those of 16 by cutting them off at 255, which is white.
+    """
+    if image.mode not in _GREY | _COLOUR:
+        raise DataError(f"{where}: images of mode {image.mode} are not taken; legal: 8 bits a channel, grey or colour")
+    return image.mode in _GREY
+
+
+def converted(image: Image.Image, mode: str, where: str) -> Image.Image:
+    """The picture, decoded, in the mode L, RGB or RGBA; DataError as `is_grey`."""
+    is_grey(image, where)
+    if image.mode == mode:
+        image.load()
+        return image
+    # A palette with transparency goes through RGBA, or Pillow warns.
+    return (image.convert("RGBA") if image.mode in {"P", "PA"} else image).convert(mode)
 
 
 def read_overlay(path: Path) -> Tensor:
@@ -53,7 +73,7 @@ def read_folder(folder: Path) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _folder(files: tuple[tuple[Path, int, int], ...]) -> Tensor:
-    grey = all(_mode(path) in _GREY for path, _, _ in files)
+    grey = all(_without_colours(path) for path, _, _ in files)
     images = []
     for path, _, _ in files:
         levels = torch.from_numpy(_decoded(path, "L" if grey else "RGB"))
@@ -86,10 +106,10 @@ def _state(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _mode(path: Path) -> str:
+def _without_colours(path: Path) -> bool:
     try:
         with Image.open(path, formats=_KINDS) as picture:
-            return picture.mode
+            return is_grey(picture, str(path))
     except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
         raise DataError(f"{path} is no PNG or JPEG picture") from None
 
@@ -101,6 +121,6 @@ def _decoded(path: Path, mode: str) -> np.ndarray[tuple[int, ...], np.dtype[np.u
                 raise DataError(
                     f"{path} has {picture.width}x{picture.height} pixels; legal: at most {_PIXELS:,} in all"
                 )
-            return np.array(picture.convert(mode), dtype=np.uint8)
+            return np.array(converted(picture, mode, str(path)), dtype=np.uint8)
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise DataError(f"{path} is no PNG or JPEG picture, or a damaged one") from None
