@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from gauntlet.case import Case
 from gauntlet.errors import SettingError, UnknownNameError
 from gauntlet.expansion import cells, expand, merged, unmatched
 from gauntlet.facts import TaskFacts
+from gauntlet.options import Options
 from gauntlet.paths import suite_folders
+from gauntlet.session import open_session
 from gauntlet.suite import Selector, Subject, find_suite, read_suite
 from gauntlet.task import TaskSource
 from tests.sample_scores import REGISTRY, TINY, facts, suite
@@ -332,6 +337,25 @@ def test_one_id_may_not_mean_two_things(tmp_path: Path) -> None:
     assert merged([first, first]) == first
     with pytest.raises(SettingError, match="stands in suite one and in suite two"):
         merged([first, second])
+
+
+@pytest.mark.parametrize("apart", ["parts", "suites"])
+def test_two_data_sets_of_one_name_are_not_taken_for_one(apart: str, tmp_path: Path) -> None:
+    one, two = (f'tasks = [{{ name = "h5:{tmp_path}/train.h5", test = "{tmp_path}/{name}/test.h5" }}]' for name in "ab")
+    for name in ("train", "a/test", "b/test"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["data"], file["label"] = np.zeros((40, 1, 8, 8), np.uint8), np.arange(40) % 4
+    rest = 'architectures = ["shallow_net"]\nattacks = ["none"]\ndefenses = ["none"]\nreserve = 2\nseeds = [0]\n'
+    more = f'[[part]]\n{two}\nattacks = ["badnets"]\n' if apart == "parts" else ""
+    (tmp_path / "one.toml").write_text(f"{one}\n{rest}{more}")
+    (tmp_path / "two.toml").write_text(f"{two}\n{rest}".replace('"none"]\ndef', '"badnets"]\ndef'))
+    options = Options(suites=(f"{tmp_path}/one.toml", f"{tmp_path}/two.toml"), store=tmp_path / "store", device="cpu")
+    if apart == "parts":
+        options = replace(options, suites=options.suites[:1])
+
+    with pytest.raises(SettingError, match=r"both called h5:.*\[test=test\.h5\]; give their files different names"):
+        open_session(options, pytest.fail)
 
 
 def test_two_files_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from gauntlet.settings import build, changed, tag
 from gauntlet.suite import Entry, Subject, Suite
 from gauntlet.task import TaskSource
 
-__all__ = ["Cell", "NamedTask", "blocks_for", "cells", "expand", "merged", "named_tasks", "slug", "unmatched"]
+__all__ = ["Cell", "NamedTask", "blocks_for", "cells", "expand", "merged", "named_tasks", "same", "slug", "unmatched"]
 
 
 def slug(text: str) -> str:
@@ -73,14 +73,16 @@ def _plugins(suite: Suite, registry: Registry, kind: Kind, entries: Iterable[Ent
             cls = registry.get(kind, entry.name)
             for settings in grid(cls, entry.settings):
                 instance = registry.build(kind, entry.name, settings)
-                _same(found.setdefault(label(instance), instance), instance, label(instance))
+                same(found.setdefault(label(instance), instance), instance, label(instance))
         except SettingError as error:
             raise SettingError(f"{suite.file}: {error}") from None
     return list(found.values())
 
 
-def _same(first: object, second: object, name: str) -> None:
-    """Ids show of a path its last part: what differs elsewhere must not vanish."""
+def same(first: object, second: object, name: str) -> None:
+    """SettingError where two go by one name: ids show of a path its last part, and what differs elsewhere must not
+    vanish.
+    """
     if first != second:
         raise SettingError(f"two different settings are both called {name}; give their files different names")
 
@@ -93,7 +95,7 @@ def named_tasks(suite: Suite, registry: Registry, chosen: Sequence[str] = ()) ->
             cls = registry.get(Kind.TASK, entry.name.partition(":")[0])
             for settings in grid(cls, entry.settings):
                 task = _named(entry.name, registry.task(entry.name, settings))
-                _same(found.setdefault(task.name, task), task, task.name)
+                same(found.setdefault(task.name, task), task, task.name)
         except SettingError as error:
             if not entry.settings:
                 raise

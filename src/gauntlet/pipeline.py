@@ -12,6 +12,7 @@ from gauntlet.case import Case, label
 from gauntlet.compute import deterministic
 from gauntlet.dataset import TaskData, prepare
 from gauntlet.defending import defend, defended_spec
+from gauntlet.expansion import same
 from gauntlet.keys import key
 from gauntlet.memory import Memory
 from gauntlet.mounting import mount, victim_spec
@@ -22,7 +23,7 @@ from gauntlet.records import Cost, SeedScore
 from gauntlet.registry import Registry
 from gauntlet.scoring import Score, find_score, score, score_spec
 from gauntlet.store import Obtained, Store
-from gauntlet.task import LoadContext
+from gauntlet.task import LoadContext, TaskSource
 from gauntlet.toolbox import EngineTools
 
 __all__ = ["Context", "Outcome", "Step", "run", "steps", "tools_for", "victim_key"]
@@ -44,9 +45,15 @@ class Context:
     datasets: dict[str, TaskData] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory, init=False)
     recorder: Recorder = unrecorded
+    _sources: dict[str, TaskSource] = field(default_factory=dict, init=False)
+
+    def claim(self, name: str, source: TaskSource) -> None:
+        """Raise SettingError when the name stands for the data of another source already."""
+        same(self._sources.setdefault(name, source), source, name)
 
     def data(self, case: Case) -> TaskData:
-        """The case's task, prepared once a session."""
+        """The case's task, prepared once a session; SettingError as `claim`."""
+        self.claim(case.task_name, case.task)
         if case.task_name not in self.datasets:
             self.progress.step(f"preparing {case.task_name}")
             self.datasets[case.task_name] = prepare(case.task, case.task_name, self.store, self.load)

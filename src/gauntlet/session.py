@@ -138,6 +138,7 @@ def open_session(options: Options, warn: Callable[[str], None], progress: Progre
     known: dict[str, TaskFacts] = {}
 
     def facts_of(source: TaskSource, name: str) -> TaskFacts:
+        context.claim(name, source)
         if name not in known:
             known[name] = facts(source, name, context.store, context.load, context.progress.step)
         return known[name]
