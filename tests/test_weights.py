@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +17,8 @@ from safetensors.torch import save_file
 
 from gauntlet import weights
 from gauntlet.errors import DataError
+from gauntlet.options import Options
+from gauntlet.session import open_context
 from gauntlet.weights import OFFLINE, Published
 
 STATE = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.ones(2)}
@@ -97,6 +101,19 @@ def test_offline_asks_nobody(hub: Path, site: tuple[Path, str], monkeypatch: pyt
     monkeypatch.setenv(OFFLINE, "1")
     assert weights.find(Published(f"{site[1]}/{name}")) is None
     assert _Quiet.requests == []
+
+
+def test_offline_is_the_sessions_own(hub: Path, site: tuple[Path, str], tmp_path: Path) -> None:
+    """A later session that may download does."""
+    name = _publish(site[0])
+    offline = Options(store=tmp_path / "store", device="cpu", offline=True)
+    open_context(offline, pytest.fail)
+    assert weights.find(Published(f"{site[1]}/{name}")) is None
+    assert _Quiet.requests == []
+
+    open_context(replace(offline, offline=False), pytest.fail)
+    assert weights.find(Published(f"{site[1]}/{name}")) == hub / name
+    assert OFFLINE not in os.environ
 
 
 def test_a_silent_server_costs_no_more_than_the_patience(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:

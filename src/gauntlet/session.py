@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,7 +32,7 @@ from gauntlet.store import Store
 from gauntlet.suite import Suite, find_suite, read_suite
 from gauntlet.task import LoadContext, TaskSource
 from gauntlet.tensorboard import TensorBoard
-from gauntlet.weights import OFFLINE
+from gauntlet.weights import forbid_downloads
 
 __all__ = ["Session", "open_context", "open_session", "settle", "timestamp"]
 
@@ -117,9 +116,7 @@ def open_context(options: Options, warn: Callable[[str], None], progress: Progre
     warn gets one sentence when the store meets a damaged entry or can't keep one.
     """
     keep_freed_memory()
-    if options.offline:
-        # Architectures look for published weights on their own; they know no options.
-        os.environ[OFFLINE] = "1"
+    forbid_downloads(options.offline)
     return Context(
         store=Store(options.store, warn, read_only=options.plan),
         registry=Registry.discover(options.plugins),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gauntlet.errors import DataError
 
-__all__ = ["OFFLINE", "Published", "find", "read", "sha256"]
+__all__ = ["OFFLINE", "Published", "find", "forbid_downloads", "read", "sha256"]
 
 OFFLINE = "GAUNTLET_OFFLINE"
 """The environment variable that, set and not empty, forbids every download of weights."""
@@ -33,6 +33,21 @@ LIMIT = 900.0
 PIECE = 1 << 20
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Wish:
+    """What the session that was opened last asks for: architectures look for weights on their own, and know none."""
+
+    offline: bool = False
+
+
+_wish = _Wish()
+
+
+def forbid_downloads(forbidden: bool) -> None:
+    """Whether `find` may download nothing from now on, in this process; what the variable OFFLINE says stands."""
+    _wish.offline = forbidden
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,7 @@ def find(published: Published) -> Path | None:
     A failed download is not tried again in this process. Raises DataError for a damaged file.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / published.name
-    if not path.is_file() and (os.environ.get(OFFLINE) or not _downloaded(published, path)):
+    if not path.is_file() and (_wish.offline or os.environ.get(OFFLINE) or not _downloaded(published, path)):
         return None
     if not sha256(path).startswith(published.digest):
         raise DataError(f"{path} is damaged (its SHA-256 does not begin with {published.digest}): delete it")
