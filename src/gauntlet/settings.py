@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import tomllib
 from collections.abc import Hashable, Mapping
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "describe",
     "paths_in",
     "tag",
+    "typed",
     "values",
 ]
 
@@ -114,6 +116,19 @@ def build(cls: type[T], settings: Mapping[str, object], who: str) -> T:
         problem = first["msg"].removeprefix("Value error, ")
         raise SettingError(f"{who}: {where}{problem[0].lower()}{problem[1:]}") from None
     return instance
+
+
+def typed(cls: type[Any], name: str, text: str) -> object:
+    """A setting that was given as text: as it is where its type takes texts, else what TOML makes of it."""
+    hint = get_type_hints(cls, include_extras=True).get(name, str)
+    try:
+        TypeAdapter(hint).validate_python(text)
+    except ValidationError:
+        try:
+            return tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            return text
+    return text
 
 
 def _place(parts: tuple[int | str, ...]) -> str:

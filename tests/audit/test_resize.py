@@ -240,6 +240,18 @@ def test_the_clean_images_task_takes_settings(here: Path, capsys: pytest.Capture
     assert len(accuracies) == 2
 
 
+def test_a_number_among_the_settings_is_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in range(12):
+        picture = here / "grey" / str(place % 3) / f"{place}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (6, 8), 20 * place).save(picture)
+    code, _, errors = run(here, capsys, "eval", "@grey", "@net.h5", "--data-setting=channels=3")
+
+    assert (code, errors) == (0, "")
+    code, _, errors = run(here, capsys, "eval", "@grey", "@net.h5", "--data-setting=channels=2")
+    assert (code, "setting channels = 2: input should be 1 or 3" in errors) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

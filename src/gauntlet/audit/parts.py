@@ -12,6 +12,7 @@ from gauntlet.errors import DataError, SettingError
 from gauntlet.facts import TaskFacts
 from gauntlet.plugin import Kind
 from gauntlet.registry import Registry
+from gauntlet.settings import typed
 from gauntlet.suite import Entry
 
 __all__ = [
@@ -105,7 +106,9 @@ def task_entry(request: Request, classes: int, registry: Registry) -> Entry:
         if found is None:
             raise SettingError(f"{place}: no task reads files named *{suffix}; legal: {_readable(registry)}")
         name, path = found, text
-    settings: dict[str, Any] = {**dict(request.data_settings), "path": path, "clean_only": True}
+    cls = registry.get(Kind.TASK, name)
+    given = {setting: typed(cls, setting, value) for setting, value in request.data_settings}
+    settings: dict[str, Any] = {**given, "path": path, "clean_only": True}
     if request.test is not None:
         settings["test"] = str(request.test)
     if classes:
