@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import h5py
@@ -85,7 +87,9 @@ def audited(files: Path) -> tuple[Path, int]:
         f"--results={files / 'results'}",
         "--fail-if-suspicious",
     ]
-    code = main(arguments)
+    with redirect_stdout(StringIO()) as shown:
+        code = main(arguments)
+    (files / "shown.txt").write_text(shown.getvalue(), encoding="utf-8")
     (results,) = (files / "results").iterdir()
     return results, code
 
@@ -110,6 +114,13 @@ def _verdict(max_index: float, suspects: tuple[int, ...]) -> Record:
     return made.model_copy(
         update={"scores": tuple(score.model_copy(update={"verdict": verdict}) for score in made.scores)}
     )
+
+
+def test_the_terminal_shows_settings_too(audited: tuple[Path, int], files: Path) -> None:
+    lines = (files / "shown.txt").read_text(encoding="utf-8").splitlines()
+
+    assert any(line.startswith("neural_cleanse[steps=60,batch_size=16,patience=5] ") for line in lines)
+    assert "neural_cleanse[steps=60,batch_size=16,patience=5] calls class 0 a target." in lines[-1]
 
 
 def test_no_setting_of_a_verdict_hides_another() -> None:

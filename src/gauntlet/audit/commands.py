@@ -140,6 +140,7 @@ def _share(text: str) -> float:
 
 def _audit(chosen: argparse.Namespace) -> int:
     from rich.console import Console
+    from rich.text import Text
 
     from gauntlet.audit.report import headline, write_audit
     from gauntlet.audit.request import Request, parse_setting, parse_size, parse_trigger
@@ -179,7 +180,7 @@ def _audit(chosen: argparse.Namespace) -> int:
     files += found.best.files if found.best else ()
     print_leaderboard(found.records, console, files)
     console.print()
-    console.print(headline(found), style="bold", soft_wrap=True)
+    console.print(Text(headline(found), style="bold"), soft_wrap=True)
     suspicious = any(found.suspects.values()) or any(
         backdoor.asr.hits > backdoor.asr.n / 2 for score in found.records[0].scores for backdoor in score.backdoors
     )
@@ -209,11 +210,15 @@ def _progress() -> tuple[Progress, Callable[[], None]]:
 
 
 def _tell(console: Any, record: Record) -> None:
+    from rich.text import Text
+
     from gauntlet.summary import defense_label, seconds
     from gauntlet.wording import duration
 
     reason = f": {record.reason}" if record.reason else ""
-    console.print(f"{defense_label(record)} {record.status} ({duration(seconds(record))}){reason}", soft_wrap=True)
+    # As Text: the settings' brackets are no markup.
+    line = Text(f"{defense_label(record)} {record.status} ({duration(seconds(record))}){reason}")
+    console.print(line, soft_wrap=True)
 
 
 def _warn(text: str) -> None:
