@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gauntlet.attack import Backdoor, Family, unchanged
+from gauntlet.attack import Backdoor, Family
 from gauntlet.case import Case
 from gauntlet.dataset import prepare
 from gauntlet.defending import defender_view
@@ -187,7 +187,7 @@ def test_counts_by_hand() -> None:
     flagged = torch.tensor([False, False, False, False, False, True])
     shown = Predictions("b", labels, auxiliary, answers, flagged.float(), flagged, auxiliary)
 
-    found = count_backdoor(Backdoor("b", unchanged, FromAuxiliary()), clean, shown, 3)
+    found = count_backdoor(Backdoor("b", lambda images: images, FromAuxiliary()), clean, shown, 3)
 
     assert found.asr == Counts(hits=2, n=4)
     assert found.asr_inclusive == Counts(hits=3, n=5)

@@ -73,7 +73,7 @@ def test_one_image_can_not_be_halved() -> None:
 
 def test_given_images_are_counted_by_hand() -> None:
     """Five given images, of two nobody knows the class, against six clean ones; one input is rejected."""
-    backdoor = Backdoor("given", unchanged, AllToOne(2))
+    backdoor = Backdoor("given", unchanged, AllToOne(2), given=lambda: ImageSet.of(torch.empty(0), torch.empty(0)))
     clean = Predictions(
         "clean", torch.tensor([0, 0, 1, 1, 2, 2]), torch.full((6,), -1), torch.tensor([0, 2, 1, 0, 2, 2])
     )

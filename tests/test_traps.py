@@ -213,13 +213,14 @@ def check_t4(bench: Bench) -> None:
     (view,) = SEEN
     shown = {name: value for name, value in vars(view).items() if name != "tools"}
     assert set(shown) == {
-        *("facts", "architecture", "recipe", "seed", "device"),
+        *("facts", "architecture", "recipe", "draws", "device"),
         *("victim", "reserve", "deliver", "represent"),
     }
     assert not len(view.training.changed)
     assert torch.equal(view.training.rows, torch.arange(len(view.training)))
     assert not hasattr(view.tools, "store")
     assert not hasattr(view.tools, "data")
+    assert not hasattr(view.tools, "who")
     with pytest.raises(AttributeError):
         _ = view.poisoned  # type: ignore[attr-defined]
 
