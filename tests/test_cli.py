@@ -50,6 +50,25 @@ def one_line(text: str) -> str:
     return text
 
 
+# What goes wrong
+
+
+def test_a_fault_of_ours_is_no_finding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """1 is the exit code for damage and for a suspicious model, and Python's own for an exception."""
+
+    def fail(*_: object) -> str:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("gauntlet.recall.recalled", fail)
+    assert main(["list"]) == 2
+    assert capsys.readouterr().err.endswith("RuntimeError: a fault\n")
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", os.fsdecode(os.fsencode(tmp_path / "run") + b"\xff")]) == 2
+    assert one_line(capsys.readouterr().err).endswith("run\\udcff is no UTF-8; rename the file or folder\n")
+
+
 # Help and usage
 
 

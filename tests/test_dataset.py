@@ -182,6 +182,10 @@ class TestPreparing:
             (lambda r: replace(r, test_images=r.test_images[:, :, 1:]), r"differ in \[C, H, W\]"),
             (lambda r: replace(r, test_labels=r.test_labels + 9), "test part: label 9 of image 0"),
             (lambda r: replace(r, class_names=(*r.class_names, "ghost")), r"class 'ghost' has 0 training image\(s\)"),
+            (
+                lambda r: replace(r, class_names=("a", "b", "c\udcff")),
+                r"the name c\\udcff is no UTF-8; rename the file",
+            ),
         ],
     )
     def test_bad_sources(self, spoil: Callable[[RawTask], RawTask], message: str) -> None:

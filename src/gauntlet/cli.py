@@ -1,7 +1,7 @@
 """The `gauntlet` command: what there is, what a run would cost, old results, the store. `pytest bench` runs cases.
 
-Exit codes: 0 all well, 1 damage was found or a case got worse, 2 a mistake of usage or a user error (one line on
-stderr), 130 interrupted.
+Exit codes: 0 all well, 1 something was found (damage, a suspicious model, a case that got worse), 2 a mistake of usage
+or a user error (one line on stderr), or a fault of ours (with its traceback), 130 interrupted.
 Everything heavy is imported by the command that needs it, so that `--help` is instant.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from gauntlet import __version__
 from gauntlet.audit.commands import add_audit, add_eval, add_predict
 from gauntlet.clock import age
 from gauntlet.errors import GauntletError, SettingError, StoreError
+from gauntlet.files import is_utf8
 from gauntlet.options import OPTIONS, options_from
 from gauntlet.paths import default_store
 
@@ -58,9 +60,11 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; argparse exits by itself for --help, --version and wrong usage."""
-    chosen = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    chosen = _parser().parse_args(given)
     command: Callable[[argparse.Namespace], int] = chosen.command
     try:
+        _refuse_bytes(given)
         code = command(chosen)
         sys.stdout.flush()
     except GauntletError as error:
@@ -71,8 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
+        sys.stderr.write("gauntlet: interrupted\n")
         return 130
+    except Exception:
+        # Python's own exit code would be 1, which says that something was found.
+        traceback.print_exc()
+        return 2
     return code
+
+
+def _refuse_bytes(arguments: Sequence[str]) -> None:
+    """Names of files stand in reports and in the store, which are UTF-8."""
+    if odd := next((each for each in arguments if not is_utf8(each)), None):
+        raise SettingError(f"{ascii(odd)[1:-1]} is no UTF-8; rename the file or folder")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,14 +1,57 @@
-"""The content of the user's files, as keys need it."""
+"""The user's files: what stands at a path, and their content, as keys need it."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import stat
 from functools import lru_cache
 from pathlib import Path
 
 from gauntlet.errors import DataError
 
-__all__ = ["content"]
+__all__ = ["content", "fault", "is_utf8"]
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name can stand in a report: a system may take any bytes for a name."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def fault(path: Path, *, folder: bool = False) -> str:
+    """Why there is nothing to read at `path`, in a few words; '' for a regular file, and for a folder where `folder`
+    allows one. Nothing is opened: opening a named pipe waits for whoever writes into it.
+    """
+    due = "a file or a folder" if folder else "a file"
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return _absence(path, error, due)
+    allowed = kind == stat.S_IFREG or (folder and kind == stat.S_IFDIR)
+    return "" if allowed else f"it is {_KINDS.get(kind, 'no regular file')}; due: {due}"
+
+
+def _absence(path: Path, error: OSError | ValueError, due: str) -> str:
+    number = error.errno if isinstance(error, OSError) else errno.ENOENT
+    if number == errno.ELOOP:
+        return f"the link leads back to itself; due: {due}"
+    if number not in (errno.ENOENT, errno.ENOTDIR):
+        return f"it can't be looked at: {error.strerror if isinstance(error, OSError) else error}"
+    if isinstance(error, OSError) and path.is_symlink():
+        return f"the link leads to {path.readlink()}, which is not there"
+    return f"no such {due}".replace(" a ", " ")
 
 
 def content(path: Path) -> str:

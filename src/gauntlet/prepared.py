@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gauntlet.errors import DataError
 from gauntlet.facts import TaskFacts
+from gauntlet.files import is_utf8
 from gauntlet.splits import halved, split
 from gauntlet.task import RawTask
 
@@ -87,6 +88,9 @@ def prepare_raw(raw: RawTask, name: str) -> Prepared:
 
 
 def _check(raw: RawTask, name: str) -> None:
+    # Both are kept as JSON.
+    if odd := next((each for each in (name, raw.provenance, *raw.class_names) if not is_utf8(each)), None):
+        raise DataError(f"task {ascii(name)[1:-1]}: the name {ascii(odd)[1:-1]} is no UTF-8; rename the file or folder")
     classes = len(raw.class_names)
     if classes < 2:
         raise DataError(f"task {name}: {classes} class(es); a classification task needs at least 2")

@@ -89,7 +89,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no HDF5": (lambda path: path.write_bytes(b"PK\x03\x04 nothing"), "is no HDF5 file"),
     "empty": (lambda path: path.write_bytes(b""), "is no HDF5 file"),
     "a pickle in disguise": (lambda path: path.write_bytes(pickle.dumps({"data": [1]})), "is no HDF5 file"),
-    "a folder": (lambda path: path.mkdir(), "can't be read: Is a directory"),
+    "a folder": (lambda path: path.mkdir(), "bad.h5: it is a folder; due: a file"),
     "absent": (lambda path: None, "can't be read: No such file"),
     "gigantic": (_gigantic, r"data is declared as \[1099511627776, 3, 55, 47\] of float32, .* bytes; legal: at most"),
     "never written": (_unwritten, "but the file holds 0 bytes of it"),

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gauntlet.errors import DataError
+from gauntlet.files import fault
 
 __all__ = ["DATA_LIMIT", "WEIGHTS_LIMIT", "Form", "Hdf5", "opened"]
 
@@ -136,6 +137,8 @@ class Hdf5:
 def opened(path: Path) -> Iterator[Hdf5]:
     """The file, open for reading. DataError names the file and the cause when it is absent, damaged or no HDF5 file."""
     h5py = _library()
+    if path.exists() and (why := fault(path)):
+        raise DataError(f"{path}: {why}")
     try:
         with path.open("rb") as raw:
             start = raw.read(8)
