@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from gauntlet.errors import DataError
-from gauntlet.formats.hdf5_images import Layout, ValueRange, read_images
+from gauntlet.formats.hdf5_images import Layout, ValueRange, read_with_form
 from gauntlet.plugin import task
 from gauntlet.settings import Size
 from gauntlet.task import LoadContext, RawTask, TaskSource
@@ -46,18 +46,19 @@ class H5(TaskSource):
     def load(self, context: LoadContext) -> RawTask:  # noqa: ARG002
         """DataError names the file and what is wrong with it."""
         parts = [
-            read_images(file, self.image_key, self.label_key, self.layout, self.value_range, self.size)
+            read_with_form(file, self.image_key, self.label_key, self.layout, self.value_range, self.size)
             for file in self.files()
         ]
-        shapes = [list(images.shape[1:]) for images, _ in parts]
+        shapes = [list(images.shape[1:]) for images, _, _ in parts]
         if shapes[-1] != shapes[0]:
             raise DataError(
                 f"{self.test} holds images {shapes[-1]} in [C, H, W], {self.path} {shapes[0]}; due: one shape"
             )
-        labelled = zip(self.files(), parts, strict=True)
-        count = class_count([(str(file), labels) for file, (_, labels) in labelled], self.classes)
-        images, labels = parts[0]
-        test_images, test_labels = parts[1] if self.test is not None else (None, None)
+        labelled = list(zip(self.files(), parts, strict=True))
+        count = class_count([(str(file), labels) for file, (_, labels, _) in labelled], self.classes)
+        images, labels, _ = parts[0]
+        test_images, test_labels, _ = parts[1] if self.test is not None else (None, None, None)
         names = tuple(str(label) for label in range(count))
-        provenance = f"HDF5 {' and '.join(file.name for file in self.files())}"
-        return RawTask(images, labels, names, provenance, test_images, test_labels, self.clean_only)
+        provenance = f"HDF5 {' and '.join(f'{file.name} ({form})' for file, (_, _, form) in labelled)}"
+        doubts = tuple(form.doubt for _, _, form in parts if form.doubt)
+        return RawTask(images, labels, names, provenance, test_images, test_labels, self.clean_only, doubts=doubts)

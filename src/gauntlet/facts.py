@@ -13,7 +13,8 @@ class TaskFacts:
     class in the attacker's training data. reserve_counts: the largest clean reserve a defender may ask for, by
     class. test_counts: by class. hash: SHA-256 of all tensors and splits and of the numbers of classes and of second
     labels: what hangs on the task hangs on it alone. provenance: where the data came from. auxiliary_names: one for
-    each value of the images' second label, empty where they have none.
+    each value of the images' second label, empty where they have none. doubts: what looks as if the data were read
+    otherwise than they are meant.
     """
 
     name: str
@@ -25,6 +26,7 @@ class TaskFacts:
     hash: str
     provenance: str
     auxiliary_names: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:

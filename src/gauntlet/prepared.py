@@ -83,6 +83,7 @@ def prepare_raw(raw: RawTask, name: str) -> Prepared:
         hash=_hash((training, reserve, test), classes, len(raw.auxiliary_names)),
         provenance=f"{raw.provenance}; test set: {origin}",
         auxiliary_names=raw.auxiliary_names,
+        doubts=raw.doubts,
     )
     return Prepared(facts, training, reserve, test, mean, std)
 

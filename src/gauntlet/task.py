@@ -30,6 +30,7 @@ class RawTask:
 
     auxiliary, test_auxiliary: int64 [N], a second label of each image from 0 on, -1 where nobody knows it: what a
     backdoor may aim at beside the label (`gauntlet.labels`). Nobody else sees it. auxiliary_names: one a value.
+    doubts: a sentence for each thing that looks as if the source were read otherwise than it is meant.
     """
 
     images: Tensor
@@ -42,6 +43,7 @@ class RawTask:
     auxiliary: Tensor | None = None
     test_auxiliary: Tensor | None = None
     auxiliary_names: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class TestH5:
         assert raw.test_labels is not None
         assert (raw.labels.tolist(), raw.test_labels.tolist()) == ([0, 1] * 5, [1, 2, 1])
         assert len(raw.class_names) == 3
-        assert raw.provenance == "HDF5 a.h5 and b.h5"
+        assert raw.provenance == "HDF5 a.h5 ([N, C, H, W], values 0..255) and b.h5 ([N, C, H, W], values 0..255)"
 
     def test_clean_images_alone_are_halved(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.h5", numbered(21), [0, 1, 1282] * 7)

@@ -17,7 +17,7 @@ from gauntlet.formats.hdf5 import DATA_LIMIT, Form, Hdf5, opened
 from gauntlet.formats.pictures import resized
 from gauntlet.images import chunks
 
-__all__ = ["Layout", "ValueRange", "check_images", "read_images", "read_labels"]
+__all__ = ["Layout", "Reading", "ValueRange", "check_images", "read_images", "read_labels", "read_with_form"]
 
 Layout: TypeAlias = Literal["auto", "nchw", "nhwc"]
 ValueRange: TypeAlias = Literal["auto", "0..1", "0..255"]
@@ -26,6 +26,20 @@ _CHANNELS = (1, 3)
 _PART = 1 << 25
 """Bytes of the file's images that are worked on at once, about."""
 _LABEL_LIMIT = 1 << 30
+_DARK = 2
+"""Real numbers that end below this are hardly meant as 0..255: the brightest pixel would be black."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the images of a file were taken, where it may leave that open. doubt: a sentence where that looks wrong."""
+
+    layout: str
+    value_range: str
+    doubt: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.layout}, values {self.value_range}"
 
 
 def read_images(
@@ -36,7 +50,20 @@ def read_images(
     value_range: ValueRange = "auto",
     size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The images, uint8 [N, C, H, W] with 1 or 3 channels, and their labels, int64 [N].
+    """The images and the labels of `read_with_form`, alone."""
+    images, labels, _ = read_with_form(path, image_key, label_key, layout, value_range, size)
+    return images, labels
+
+
+def read_with_form(
+    path: Path,
+    image_key: str = "data",
+    label_key: str = "label",
+    layout: Layout = "auto",
+    value_range: ValueRange = "auto",
+    size: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor, Reading]:
+    """The images, uint8 [N, C, H, W] with 1 or 3 channels, their labels, int64 [N], and how they were taken.
 
     size: (height, width) to resize them to, bilinear.
 
@@ -56,8 +83,10 @@ def read_images(
                     f"{path}: {images.count:,} images of {size[0]}x{size[1]} would have {needed:,} bytes; legal: at "
                     f"most {DATA_LIMIT:,}"
                 )
-        read = images.read(images.scale(value_range))
-        return (read if size is None else resized(read, size)), labels
+        scale, doubt = images.scale(value_range)
+        read = images.read(scale)
+        form = Reading(images.layout, "0..255" if scale == 1 else "0..1", doubt)
+        return (read if size is None else resized(read, size)), labels, form
 
 
 def check_images(path: Path) -> None:
@@ -113,10 +142,14 @@ class _Images:
     def part(self, rows: slice) -> npt.NDArray[Any]:
         return self.file.array(self.key, DATA_LIMIT, rows)
 
-    def scale(self, value_range: ValueRange) -> float:
-        """What the values are multiplied by to reach 0..255."""
+    @property
+    def layout(self) -> str:
+        return {None: "[N, H, W]", 1: "[N, C, H, W]", 3: "[N, H, W, C]"}[self.channels]
+
+    def scale(self, value_range: ValueRange) -> tuple[float, str]:
+        """What the values are multiplied by to reach 0..255, and a sentence where that looks wrong."""
         if self.form.dtype == np.uint8 and value_range != "0..1":
-            return 1.0
+            return 1.0, ""
         low, high = self._extremes()
         # An unclear value falls through to the message: NaN is in no range.
         unit = value_range == "0..1" or (value_range == "auto" and self.form.dtype.kind == "f" and high <= 1)
@@ -125,7 +158,12 @@ class _Images:
             raise DataError(
                 f"{self.file.path}: {self.key} holds values from {low:g} to {high:g}; legal: 0..{top}, without NaN"
             )
-        return 255.0 if unit else 1.0
+        if value_range == "auto" and self.form.dtype.kind == "f" and 1 < high < _DARK:
+            return 1.0, (
+                f"{self.file.path}: {self.key} holds values from {low:g} to {high:g}, which were taken as 0..255, so "
+                "that every image is nearly black; if 0..1 is meant, clip them to it"
+            )
+        return (255.0 if unit else 1.0), ""
 
     def _extremes(self) -> tuple[float, float]:
         low, high = np.inf, -np.inf
