@@ -15,7 +15,7 @@ from torch import Tensor
 from gauntlet.attack import Attack, Backdoor, Family, Mounted, unchanged
 from gauntlet.errors import DataError, SettingError
 from gauntlet.facts import TaskFacts
-from gauntlet.files import content
+from gauntlet.files import content, fault
 from gauntlet.formats.hdf5_images import check_images, read_images, read_labels
 from gauntlet.formats.pictures import read_overlay
 from gauntlet.formats.states import SUFFIXES, load_weights
@@ -67,6 +67,8 @@ class PastedTrigger:
     def check(self, facts: TaskFacts) -> None:
         """Raise SettingError where it leaves the image or its target is no class, DataError for a bad picture."""
         _, rows, columns = facts.shape
+        if why := fault(self.picture):
+            raise SettingError(f"{self.picture}: {why}")
         height, width = read_overlay(self.picture).shape[1:]
         what = f"trigger {self.title}: the picture {self.picture.name} of {width}x{height} pixels"
         if width > columns or height > rows:
@@ -125,8 +127,8 @@ class HandedOver(Attack):
         if self.weights is not None and self.weights.suffix.lower() not in SUFFIXES:
             raise SettingError(f"weights = {self.weights}; legal: files named *{', *'.join(SUFFIXES)}")
         for path in (*([self.weights] if self.weights else []), *self.poisoned):
-            if not path.is_file():
-                raise SettingError(f"{path}: no such file")
+            if why := fault(path):
+                raise SettingError(f"{path}: {why}")
         self._check_normalisation(facts)
         for trigger in self.triggers:
             trigger.check(facts)

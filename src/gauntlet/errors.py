@@ -12,6 +12,7 @@ __all__ = [
     "LeakError",
     "NotApplicableError",
     "SettingError",
+    "ShapeError",
     "StoreError",
     "UnknownNameError",
     "nearest",
@@ -32,6 +33,16 @@ class UnknownNameError(SettingError):
 
 class DataError(GauntletError):
     """A data set that is absent, damaged or not of the declared form."""
+
+
+class ShapeError(DataError):
+    """Weights of another shape than the network's. layer: the module's path. found, due: (outputs, inputs, ...)."""
+
+    def __init__(self, message: str, layer: str, found: tuple[int, ...], due: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.layer = layer
+        self.found = found
+        self.due = due
 
 
 class StoreError(GauntletError):

@@ -335,7 +335,7 @@ def test_nan_weights_in_a_bundle_are_named(
         (lambda path: path.write_bytes(b"no image"), "can't be read as a PNG or JPEG"),
         (lambda path: Image.new("L", (28, 28)).save(path, "GIF"), "can't be read as a PNG or JPEG"),
         (lambda path: Image.new("I;16", (28, 28), 9000).save(path), "image.png: images of mode I;16 are not taken"),
-        (lambda path: None, "No such file"),
+        (lambda path: None, "no such file"),
     ],
     ids=["size", "no image", "gif", "16 bits", "absent"],
 )

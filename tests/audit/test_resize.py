@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from gauntlet.audit.bundle import open_file
 from gauntlet.audit.request import parse_size
 from gauntlet.cli import main
 from gauntlet.errors import SettingError
 from gauntlet.formats.hdf5_images import read_images
 from gauntlet.formats.pictures import resized
+from gauntlet.registry import Registry
 from gauntlet.results import read_records
 from tests.keras_files import drawn, functional, layer, source, write
 
@@ -120,10 +123,14 @@ def test_folders_get_any_form_and_the_models_colours(here: Path, capsys: pytest.
 
 
 def test_a_bundle_takes_resized_images_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, _ = read_images(here / "fit.h5")
+    with h5py.File(here / "own.h5", "w") as file:
+        # A model is right about what it says itself; its export needs one that is better than a guess.
+        file["data"], file["label"] = images, open_file(here / "net.h5", "0..1", Registry.discover()).predict(images)
     arguments = (
         "audit",
         "--model=@net.h5",
-        "--clean=@fit.h5",
+        "--clean=@own.h5",
         "--suite=@quick.toml",
         "--min-clean-accuracy=0",
         "--results=@results",
@@ -152,6 +159,43 @@ def test_weights_alone_take_the_size_that_is_said(here: Path, capsys: pytest.Cap
     code, _, errors = run(here, capsys, *base, "--resize")
     assert (code, "weights.h5 doesn't say what size its images have; give --input-size as well" in errors) == (2, True)
     assert run(here, capsys, *base, "--resize", "--input-size=8x6")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "arguments", "message"),
+    [
+        ((3, 8, 6), 2, (), "the labels of @odd.h5 go to 1, so 2 classes were assumed; the model has 3: --classes 3"),
+        ((3, 8, 6), 3, ("--classes=5",), "--classes 5 was given, and the model has 3: --classes 3"),
+        ((3, 8, 6), 4, (), "the labels of @odd.h5 go to 3, and the model has 3 classes, 0 to 2: they are another"),
+        ((1, 8, 6), 3, (), "the images of @odd.h5 have 1 channel, and the model takes 3 channels"),
+        ((1, 16, 6), 2, (), "the images of @odd.h5 have 1 channel, and the model takes 3 channels"),
+    ],
+    ids=["few classes", "classes given", "many classes", "channels", "everything"],
+)
+@pytest.mark.parametrize("weights", ["weights.h5", "weights.safetensors"])
+def test_weights_alone_say_what_does_not_fit(
+    weights: str,
+    shape: tuple[int, int, int],
+    labels: int,
+    arguments: tuple[str, ...],
+    message: str,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (here / "tiny.py").write_text(PLUGIN, encoding="utf-8")
+    dense = {"dense.weight": torch.zeros(3, 120), "dense.bias": torch.zeros(3)}
+    save_file(
+        {"conv.weight": torch.zeros(5, 3, 3, 3), "conv.bias": torch.zeros(5)} | dense, here / "weights.safetensors"
+    )
+    with h5py.File(here / "odd.h5", "w") as file:
+        file["data"], file["label"] = np.zeros((40, *shape), np.uint8), np.arange(40) % labels
+
+    given = ("eval", "@odd.h5", f"@{weights}", "--network=tiny", f"--plugin={here / 'tiny.py'}", *arguments)
+    code, _, errors = run(here, capsys, *given)
+
+    assert (code, errors.count("\n")) == (2, 1)
+    assert message.replace("@", f"{here}/") in errors
+    assert "--input-size" not in errors
 
 
 PLUGIN = '''

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gauntlet.architecture import Architecture
 from gauntlet.assembly import assemble, mould, wrap
+from gauntlet.audit.answers import check_answers
 from gauntlet.audit.parts import model_reader
 from gauntlet.errors import DataError
 from gauntlet.facts import TaskFacts
@@ -60,10 +61,15 @@ class Bundle:
         return len(self.class_names)
 
     def predict(self, images: Tensor) -> Tensor:
-        """int64 [n] of uint8 [n, C, H, W]: a class in [0, N); N where the networks disagree."""
+        """int64 [n] of uint8 [n, C, H, W]: a class in [0, N); N where the networks disagree. DataError for an answer
+        that is no number.
+        """
         shown = to_float(images).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
-            answers = [network.eval()(shown).argmax(1) for network in self.networks]
+            logits = [network.eval()(shown) for network in self.networks]
+        for each in logits:
+            check_answers(each)
+        answers = [each.argmax(1) for each in logits]
         agreed = torch.stack([answer == answers[0] for answer in answers]).all(0)
         flagged: Tensor = answers[-1].masked_fill(~agreed, self.classes)
         return flagged

@@ -258,7 +258,7 @@ def _eval(chosen: argparse.Namespace) -> int:
         data_settings=tuple(parse_setting(text) for text in chosen.data_setting),
     )
     try:
-        share = accuracy(request, tuple(chosen.plugin))
+        share = accuracy(request, tuple(chosen.plugin), _warn)
     except RecursionError as error:
         raise GauntletError(f"{chosen.model} is nested too deep") from error
     sys.stdout.write(f"Classification accuracy: {100 * share}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,15 @@ from gauntlet.audit.parts import check_fit, fitting, task_entry
 from gauntlet.audit.request import Request
 from gauntlet.audit.setup import open_audit
 from gauntlet.errors import DataError
+from gauntlet.files import fault
 from gauntlet.formats.pictures import converted
 from gauntlet.images import chunks
-from gauntlet.mounting import mount
 from gauntlet.options import Options
-from gauntlet.pipeline import tools_for
 from gauntlet.plugin import Kind
 from gauntlet.progress import Silent
 from gauntlet.registry import Registry
+from gauntlet.stats import ratio
 from gauntlet.task import LoadContext, TaskSource
-from gauntlet.training import predict
 
 __all__ = ["accuracy", "one_image"]
 
@@ -38,6 +38,8 @@ def one_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False) 
     channels, height, width = shape
     if channels not in _MODES:
         raise DataError(f"{path}: the model takes {channels} channels, which no PNG or JPEG has; legal: 1 or 3")
+    if why := fault(path):
+        raise DataError(f"{path}: {why}")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise DataError(f"{path} has more than {_MAX_BYTES >> 20} MiB")
@@ -61,36 +63,28 @@ def one_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False) 
     return (values[None] if channels == 1 else values.permute(2, 0, 1))[None].contiguous()
 
 
-def accuracy(request: Request, plugins: tuple[Path, ...] = ()) -> float:
-    """The share of the clean images whose label the model, a file or a bundle, gives. Raises GauntletError."""
+def accuracy(request: Request, plugins: tuple[Path, ...], warn: Callable[[str], None]) -> float:
+    """The share of the clean images whose label the model, a file or a bundle, gives. Raises GauntletError.
+
+    warn gets what looks wrong about the images, or the store.
+    """
     registry = Registry.discover(plugins)
     if request.model.is_dir():
-        return _bundle_accuracy(open_bundle(request.model, registry), request, registry)
-    audit = open_audit(request, Options(plugins=plugins), _ignore, Silent())
-    case = audit.session.cases[0]
-    tools = tools_for(case, case.seeds[0], audit.session.context)
-    made = mount(case.attack, tools).value.network
-    right = total = 0
-    for part in (tools.data.reserve_pool, tools.data.test.open()):
-        if len(part):
-            right += int((predict(made, part.images(), tools.recipe, tools.device) == part.labels).sum())
-            total += len(part)
-    return right / total
+        return _bundle_accuracy(open_bundle(request.model, registry), request, registry, warn)
+    return ratio(open_audit(request, Options(plugins=plugins), warn, Silent()).clean)
 
 
-def _bundle_accuracy(bundle: Bundle, request: Request, registry: Registry) -> float:
+def _bundle_accuracy(bundle: Bundle, request: Request, registry: Registry, warn: Callable[[str], None]) -> float:
     entry = task_entry(request, bundle.classes, registry)
     if request.resize:
         entry = fitting(entry, registry, bundle.shape[1:], bundle.shape[0])
     source: TaskSource = registry.build(Kind.TASK, entry.name, entry.settings)
     raw = source.load(LoadContext(Options().data_dir, offline=True))
+    for doubt in raw.doubts:
+        warn(doubt)
     channels, height, width = raw.images.shape[1:]
     check_fit(request.clean, (channels, height, width), request.model, bundle.shape)
     right = sum(
         int((bundle.predict(raw.images[part]) == raw.labels[part]).sum()) for part in chunks(len(raw.images), 256)
     )
     return right / len(raw.images)
-
-
-def _ignore(_warning: str) -> None:
-    return None

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
+
 from gauntlet.architecture import Architecture
 from gauntlet.audit.request import Request
-from gauntlet.errors import DataError, SettingError
+from gauntlet.errors import DataError, SettingError, ShapeError
 from gauntlet.facts import TaskFacts
+from gauntlet.files import fault
 from gauntlet.plugin import Kind
 from gauntlet.registry import Registry
 from gauntlet.settings import typed
@@ -30,11 +35,12 @@ __all__ = [
 Shape: TypeAlias = tuple[int, int, int]
 Declared: TypeAlias = tuple[Shape, int] | None
 
+_NORMALISE = "normalise"
+
 
 def model_entry(request: Request, registry: Registry) -> tuple[Entry, Path | None]:
     """The architecture, and the file of its weights where that is another one."""
-    if not request.model.is_file():
-        raise SettingError(f"{request.model}: no such file")
+    _require(request.model)
     if request.network:
         registry.get(Kind.MODEL, request.network)
         return Entry(name=request.network), request.model
@@ -99,21 +105,28 @@ def task_entry(request: Request, classes: int, registry: Registry) -> Entry:
     name, colon, path = text.partition(":")
     if not colon or name not in registry.classes(Kind.TASK):
         place = Path(text)
+        _require(place, folder=True)
         suffix = "/" if place.is_dir() else place.suffix.lower()
-        if not place.exists():
-            raise SettingError(f"{place}: no such file or folder")
         found = _reader(registry, Kind.TASK, suffix)
         if found is None:
             raise SettingError(f"{place}: no task reads files named *{suffix}; legal: {_readable(registry)}")
         name, path = found, text
+    elif os.path.lexists(path):  # the task knows best what to say of a path that is none
+        _require(Path(path), folder=True)
     cls = registry.get(Kind.TASK, name)
     given = {setting: typed(cls, setting, value) for setting, value in request.data_settings}
     settings: dict[str, Any] = {**given, "path": path, "clean_only": True}
     if request.test is not None:
+        _require(request.test, folder=True)
         settings["test"] = str(request.test)
     if classes:
         settings["classes"] = classes
     return Entry(name=name, settings=settings)
+
+
+def _require(path: Path, *, folder: bool = False) -> None:
+    if why := fault(path, folder=folder):
+        raise SettingError(f"{path}: {why}")
 
 
 def _reader(registry: Registry, kind: Kind, suffix: str) -> str | None:
@@ -133,12 +146,47 @@ def check_fit(data: str, shape: Shape, model: Path, wanted: Shape) -> None:
         raise SettingError(f"{data}: its images are {given}, and {model} takes {taken}{hint}")
 
 
-def hinted(error: DataError, request: Request, known: TaskFacts) -> DataError:
-    """What weights that don't fit may mean."""
-    if not request.network or request.resize or "has the shape" not in str(error):
+def hinted(error: DataError, request: Request, known: TaskFacts, architecture: Architecture) -> DataError:
+    """What weights that don't fit may mean: another number of classes or channels, or another size."""
+    if not request.network or not isinstance(error, ShapeError) or len(error.found) != len(error.due):
         return error
+    outputs, inputs = (*error.found, 0, 0)[:2]
+    due_outputs, due_inputs = (*error.due, 0, 0)[:2]
     channels, height, width = known.shape
-    return DataError(
-        f"{error}, for the images of {request.clean}, {height}x{width} with {channels} channels; if the model takes "
-        "another size: --resize --input-size HEIGHTxWIDTH"
-    )
+    depends = partial(_depends, architecture, error.layer, known)
+    if outputs != due_outputs and depends(known.shape, known.classes + 1):
+        return DataError(f"{error}: {_other_classes(request, known.classes, outputs)}")
+    if inputs == due_inputs:
+        return error
+    if error.layer == _NORMALISE or depends((4 - channels, height, width), known.classes):
+        given, taken = (f"{count} channel{'s' * (count > 1)}" for count in (due_inputs, inputs))
+        return DataError(f"{error}: the images of {request.clean} have {given}, and the model takes {taken}")
+    if not request.resize and depends((channels, 2 * height, 2 * width), known.classes):
+        return DataError(
+            f"{error}, for the images of {request.clean}, {height}x{width} with {channels} channels; if the model "
+            "takes another size: --resize --input-size HEIGHTxWIDTH"
+        )
+    return error
+
+
+def _other_classes(request: Request, assumed: int, found: int) -> str:
+    if request.classes:
+        return f"--classes {assumed} was given, and the model has {found}: --classes {found}"
+    if found < assumed:
+        return (
+            f"the labels of {request.clean} go to {assumed - 1}, and the model has {found} classes, 0 to {found - 1}: "
+            "they are another model's, or counted from 1"
+        )
+    labels = f"the labels of {request.clean} go to {assumed - 1}, so {assumed} classes were assumed"
+    return f"{labels}; the model has {found}: --classes {found}"
+
+
+def _depends(architecture: Architecture, layer: str, known: TaskFacts, shape: Shape, classes: int) -> bool:
+    """Whether a layer has other weights for other images or classes than the known ones."""
+    try:
+        with torch.device("meta"):
+            bodies = [architecture.build(*each) for each in ((known.shape, known.classes), (shape, classes))]
+        sides = [[item.shape for item in body.get_submodule(layer).state_dict().values()] for body in bodies]
+    except Exception:  # a plug-in of any kind has just been asked for images that nobody has
+        return False
+    return sides[0] != sides[1]

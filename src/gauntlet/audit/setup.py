@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gauntlet.attack import Attack
+from gauntlet.audit.answers import check_answers
 from gauntlet.audit.parts import Declared, check_fit, declared_by, hinted, model_entry, task_of
 from gauntlet.audit.request import Request, Suspicion
 from gauntlet.case import Case
@@ -18,16 +19,18 @@ from gauntlet.errors import DataError, SettingError, nearest
 from gauntlet.expansion import cells
 from gauntlet.facts import TaskFacts
 from gauntlet.mounting import mount
+from gauntlet.network import Network
 from gauntlet.options import Options
 from gauntlet.paths import suite_folders
 from gauntlet.pipeline import Context, tools_for
 from gauntlet.progress import Progress
 from gauntlet.recipe import Recipe
+from gauntlet.records import Counts
 from gauntlet.session import Session, open_context, settle, timestamp
 from gauntlet.settings import build
 from gauntlet.suite import Entry, Suite, find_suite, read_suite
-from gauntlet.testsets import TestSets
-from gauntlet.training import predict
+from gauntlet.testsets import stamp
+from gauntlet.training import logits, predict
 
 __all__ = ["Audit", "open_audit"]
 
@@ -37,6 +40,7 @@ Warn = Callable[[str], None]
 @dataclass(frozen=True, eq=False)
 class Audit:
     """found: the triggers with the target of each, by the share of triggered images that it was found by (NaN: given).
+    clean: the clean images, the defender's and the evaluator's, whose label the untouched model gives.
 
     The session's cases are one a defense, the undefended one first.
     """
@@ -44,6 +48,7 @@ class Audit:
     request: Request
     session: Session
     found: tuple[tuple[Suspicion, float], ...]
+    clean: Counts
 
     @property
     def facts(self) -> TaskFacts:
@@ -52,7 +57,10 @@ class Audit:
 
 
 def open_audit(request: Request, options: Options, warn: Warn, progress: Progress) -> Audit:
-    """Read the files' heads, prepare the clean images, find the targets of the triggers. Raises GauntletError."""
+    """Read the files, prepare the clean images, see what the model answers, find the targets of the triggers.
+
+    Raises GauntletError: what is wrong with the files must be said before anything is written.
+    """
     context = open_context(options, warn, progress)
     suite = read_suite(find_suite(request.suite, suite_folders()))
     registry = context.registry
@@ -66,21 +74,38 @@ def open_audit(request: Request, options: Options, warn: Warn, progress: Progres
         attack = Entry(name=suite.attacks[0].name, settings=suite.attacks[0].settings | settings)
         return list(_cases(request, suite, options, context, (task, architecture, attack), declared))
 
+    pairs = made(tuple(replace(trigger, target=trigger.target or 0) for trigger in request.triggers))
+    settle([case for case, _ in pairs])
+    for doubt in pairs[0][1].doubts:
+        warn(doubt)
+    progress.step("looking what the model answers")
+    network = _handed(*pairs[0], request, context)
+    clean = _clean(network, pairs[0][0], context)
     if any(trigger.target is None for trigger in request.triggers):
         progress.step("looking where the triggers lead")
-        probe = made(tuple(replace(trigger, target=trigger.target or 0) for trigger in request.triggers))
-        found = tuple(_aimed(request.triggers, probe[0][0], context))
-    pairs = made(tuple(trigger for trigger, _ in found))
+        found = tuple(_aimed(request.triggers, network, pairs[0][0], context))
+        pairs = made(tuple(trigger for trigger, _ in found))
     cases = tuple(case for case, _ in pairs)
-    settle(cases)
-    # Weights that don't fit must be said before anything is written.
+    session = Session(context, cases, {case.task_name: known for case, known in pairs}, (), timestamp())
+    return Audit(request, session, found, clean)
+
+
+def _handed(case: Case, known: TaskFacts, request: Request, context: Context) -> Network:
+    """The untouched model."""
     try:
-        mount(cases[0].attack, tools_for(cases[0], cases[0].seeds[0], context))
+        return mount(case.attack, tools_for(case, case.seeds[0], context)).value.network
     except DataError as error:
-        raise hinted(error, request, pairs[0][1]) from None
-    return Audit(
-        request, Session(context, cases, {case.task_name: known for case, known in pairs}, (), timestamp()), found
-    )
+        raise hinted(error, request, known, case.architecture) from None
+
+
+def _clean(network: Network, case: Case, context: Context) -> Counts:
+    """How many clean images the model names rightly. DataError where it answers with what is no number."""
+    tools = tools_for(case, case.seeds[0], context)
+    parts = [part for part in (tools.data.reserve_pool, tools.data.test.open()) if len(part)]
+    answers = torch.cat([logits(network, part.images(), tools.recipe, tools.device) for part in parts])
+    check_answers(answers, "clean images")
+    right = answers.argmax(1) == torch.cat([part.labels for part in parts])
+    return Counts(hits=int(right.sum()), n=len(right))
 
 
 def _handed_over(
@@ -161,21 +186,23 @@ def _cases(
         )
 
 
-def _aimed(triggers: tuple[Suspicion, ...], case: Case, context: Context) -> Iterator[tuple[Suspicion, float]]:
+def _aimed(
+    triggers: tuple[Suspicion, ...], network: Network, case: Case, context: Context
+) -> Iterator[tuple[Suspicion, float]]:
     """Each trigger with its target: the class that the untouched model sends most of the triggered images to, of those
-    that it doesn't send there without the trigger.
+    that it doesn't send there without the trigger. On the defender's images: a target that was chosen on those that it
+    is measured on would succeed too often.
     """
     tools = tools_for(case, case.seeds[0], context)
-    network = mount(case.attack, tools).value.network
-    sets = TestSets(tools.data, case.attack, tools.device, tools.memory)
-    clean = predict(network, sets.images(None), tools.recipe, tools.device)
+    images = tools.data.reserve_pool.images()
+    clean = predict(network, images, tools.recipe, tools.device)
     attack: Attack = case.attack
     by_name = {backdoor.name: backdoor for backdoor in attack.backdoors}
     for name, trigger in zip(_names(triggers), triggers, strict=True):
         if trigger.target is not None:
             yield trigger, float("nan")
             continue
-        answers = predict(network, sets.images(by_name[name]), tools.recipe, tools.device)
+        answers = predict(network, stamp(by_name[name], images), tools.recipe, tools.device)
         moved = torch.bincount(answers[answers != clean], minlength=1)
         target = int(moved.argmax()) if moved.sum() else int(answers.mode().values)
         yield replace(trigger, target=target), float((answers == target).float().mean())

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from gauntlet.errors import DataError
+from gauntlet.errors import DataError, ShapeError
 from gauntlet.formats.hdf5 import WEIGHTS_LIMIT, Hdf5, opened
 
 __all__ = ["Place", "keras_arrays", "load_keras"]
@@ -164,7 +164,12 @@ class _Loading:
             raise DataError(f"{self.where} has no {names[0]} for the layer {place.layer}")
         array = self.left.pop(name)
         if array.shape != due:
-            raise DataError(f"{self.where}: {name} has the shape {list(array.shape)}; due: {list(due)}")
+            raise ShapeError(
+                f"{self.where}: {name} has the shape {list(array.shape)}; due: {list(due)}",
+                self.filled[-1],
+                array.shape[::-1],
+                due[::-1],
+            )
         return torch.from_numpy(array)
 
 

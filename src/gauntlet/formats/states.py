@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gauntlet.errors import DataError
+from gauntlet.errors import DataError, ShapeError
 from gauntlet.formats.keras_weights import keras_arrays, load_keras
 from gauntlet.network import Network
 
@@ -23,6 +25,7 @@ _LIMIT = 1 << 32
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.", "_orig_mod.", "network.")
 _COUNTER = "num_batches_tracked"
+_ZIP = b"PK"
 
 
 @torch.no_grad()
@@ -55,7 +58,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if size > _LIMIT:
             raise DataError(f"{path} has {size:,} bytes; legal: at most {_LIMIT:,}")
         safe = path.suffix.lower() == ".safetensors"
-        found: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        found: Any = load_file(path) if safe else _unpacked(path)
     except DataError:
         raise
     except Exception as error:  # the two libraries raise a dozen types for a damaged file
@@ -69,6 +72,24 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if odd := next((name for name, value in found.items() if not isinstance(value, Tensor)), None):
         raise DataError(f"{path}: {odd} is no tensor; give a file that maps parameter names to tensors")
     return {str(name): value for name, value in found.items()}
+
+
+def _unpacked(path: Path) -> Any:
+    """What torch.save wrote, as long as it is tensors in plain containers."""
+    try:
+        with warnings.catch_warnings():
+            # torch warns of pickle protocols, and asks for bug reports, just before it refuses the file.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start != _ZIP and start[:1] != pickle.PROTO:
+            raise DataError(f"{path} can't be read as weights: it is no file that torch.save wrote") from error
+        raise DataError(
+            f"{path} can't be read as weights: it holds Python objects other than tensors (a pickle), which is never "
+            "loaded; save the model's state_dict"
+        ) from error
 
 
 def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], bool]:
@@ -100,14 +121,22 @@ def _check(named: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -
         raise DataError(f"{where} has no {missing[0].removeprefix('body.')}, which the network needs")
     if superfluous := sorted(named.keys() - own.keys()):
         raise DataError(f"{where}: {superfluous[0].removeprefix('body.')} belongs to no layer of the network")
-    for name, value in named.items():
+    # In the network's order: what the first layer says of its images explains what the last one says.
+    for name, value in ((name, named[name]) for name in own if name in named):
         shown = name.removeprefix("body.")
         if value.shape != own[name].shape:
-            raise DataError(f"{where}: {shown} has the shape {list(value.shape)}; due: {list(own[name].shape)}")
+            raise ShapeError(
+                f"{where}: {shown} has the shape {list(value.shape)}; due: {list(own[name].shape)}",
+                shown.rpartition(".")[0],
+                tuple(value.shape),
+                tuple(own[name].shape),
+            )
         if value.is_complex() or value.layout is not torch.strided or value.is_quantized:
             raise DataError(f"{where}: {shown} has the type {value.dtype}; legal: plain real numbers")
         if not torch.isfinite(value).all():
             raise DataError(f"{where}: {shown} holds NaN or infinite values")
+        if name.endswith("running_var") and value.min() < 0:
+            raise DataError(f"{where}: {shown} holds negative values, which no variance has")
     for name in normalise & named.keys():
         if name.endswith("std") and not (named[name] > 0).all():
             raise DataError(f"{where}: {name} holds values of 0 or below")
