@@ -28,7 +28,8 @@ examples:
 
 The report goes to results/<run>/audit.md and audit.html, the best repair that passes the gate to results/<run>/repaired
 and, as a pair that flags what both disagree on, to results/<run>/n_plus_1 (`gauntlet predict` takes either).
-Exit codes: 0 done, 1 a model verdict flagged the model or a trigger works (only with --fail-if-suspicious), 2 an error.
+Exit codes: 0 done, 1 a model verdict flagged the model or a trigger works (only with --fail-if-suspicious), 2 an error,
+a defense's too, 130 interrupted.
 """
 
 
@@ -173,7 +174,7 @@ def _audit(chosen: argparse.Namespace) -> int:
     try:
         audit = open_audit(request, options, _warn, progress)
         writer = ResultsWriter(new_folder(options.results, f"audit-{request.model.stem}"), _warn)
-        found = perform(audit, writer, lambda record: _tell(console, record))
+        found = perform(audit, writer, lambda record: _tell(console, record), _warn)
         files = writer.finish(audit.session.context.registry) + write_audit(writer.folder, audit, found)
     finally:
         close()
@@ -181,10 +182,12 @@ def _audit(chosen: argparse.Namespace) -> int:
     print_leaderboard(found.records, console, files)
     console.print()
     console.print(Text(headline(found), style="bold"), soft_wrap=True)
-    suspicious = any(found.suspects.values()) or any(
-        backdoor.asr.hits > backdoor.asr.n / 2 for score in found.records[0].scores for backdoor in score.backdoors
-    )
-    return 1 if suspicious and chosen.fail_if_suspicious else 0
+    if found.interrupted:
+        sys.stderr.write("gauntlet: interrupted; the same command goes on from the store\n")
+        return 130
+    if found.broken:
+        return 2
+    return 1 if chosen.fail_if_suspicious and (any(found.suspects.values()) or found.works) else 0
 
 
 def _positive(flag: str, value: int) -> int:
@@ -216,7 +219,7 @@ def _tell(console: Any, record: Record) -> None:
     from gauntlet.wording import duration
 
     reason = f": {record.reason}" if record.reason else ""
-    # As Text: the settings' brackets are no markup.
+    # As it is: names and settings have brackets, which rich would take for markup.
     line = Text(f"{defense_label(record)} {record.status} ({duration(seconds(record))}){reason}")
     console.print(line, soft_wrap=True)
 

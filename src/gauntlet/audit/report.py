@@ -12,15 +12,16 @@ from pathlib import Path
 from tabulate import tabulate
 
 from gauntlet.audit.pictures import Recovered, recovered
-from gauntlet.audit.run import AuditResult
+from gauntlet.audit.run import AuditResult, guessing
 from gauntlet.audit.setup import Audit
 from gauntlet.case import label
+from gauntlet.defense import Stage
 from gauntlet.errors import DataError
 from gauntlet.files import content
 from gauntlet.findings import Findings
-from gauntlet.records import Record
+from gauntlet.records import Record, Status
 from gauntlet.stats import Rate
-from gauntlet.summary import defense_label, figures
+from gauntlet.summary import BackdoorFigures, defense_label, figures
 from gauntlet.wording import DASH, duration, percent, provenance_lines, rate_text
 
 __all__ = ["Page", "headline", "page", "write_audit"]
@@ -55,29 +56,50 @@ def page(audit: Audit, found: AuditResult) -> Page:
 
 
 def headline(found: AuditResult) -> str:
-    """One sentence: what the model verdicts and the triggers say of the model as it was handed over."""
-    if not found.records[0].scores:
-        return f"The model could not be run: {found.records[0].reason}"
-    before = figures(found.records[0])
-    parts = [
-        f"{backdoor.name} succeeds on {percent(backdoor.asr.value)} % of the images (without it "
-        f"{percent(backdoor.untriggered.value)} %)"
-        for backdoor in (before.backdoors if before else ())
-    ]
+    """What the verdicts and the triggers say of the model as it was handed over, and first why that may be wrong."""
+    first = found.records[0]
+    if not first.scores:
+        return f"The model could not be run: {first.reason}"
+    before = figures(first)
+    parts = [_trigger(backdoor, backdoor.name in found.works) for backdoor in (before.backdoors if before else ())]
     flagged = {name: suspects for name, suspects in found.suspects.items() if suspects}
     quiet = [name for name, suspects in found.suspects.items() if not suspects]
     parts += [f"{name} calls class {_listed(suspects)} a target" for name, suspects in flagged.items()]
     if quiet:
         parts.append(f"{' and '.join(quiet)} flag{'s' * (len(quiet) == 1)} nothing")
-    if not parts:
-        return (
-            "No model verdict was asked and no trigger was given: only the repairs and the false alarms were measured."
-        )
-    clean = not flagged and not (before and before.backdoors)
-    return f"{'; '.join(parts)}.{' That is no proof that the model is clean.' if clean else ''}"
+    text = f"{'; '.join(parts)}." if parts else _nothing(found.records)
+    if parts and not flagged and not found.works:
+        text += " That is no proof that the model is clean."
+    warning = "" if found.chance is None else f"{guessing(first, found.chance)} "
+    return f"{warning}{text}{_incomplete(found.broken)}"
 
 
-def _listed(classes: Sequence[int], most: int = 8) -> str:
+def _trigger(backdoor: BackdoorFigures, works: bool) -> str:
+    """The share of images that it succeeds on, and without it, with intervals."""
+    what = "works: it" if works else "isn't shown to work: it"
+    with_it, without = _rate(backdoor.asr), _rate(backdoor.untriggered)
+    return f"{backdoor.name} {what} succeeds on {with_it} % of {backdoor.asr.n} images (without it {without} %)"
+
+
+def _nothing(records: Sequence[Record]) -> str:
+    """Where no trigger was given and no verdict speaks."""
+    asked = any(record.stage == Stage.MODEL_VERDICT for record in records)
+    verdicts = "No model verdict came to an answer" if asked else "No model verdict was asked"
+    return f"{verdicts} and no trigger was given: only the repairs and the false alarms were measured."
+
+
+def _incomplete(broken: Sequence[Record]) -> str:
+    """What came to no result, and why; the cases of one reason together."""
+    reasons: dict[tuple[Status, str], list[str]] = {}
+    for record in broken:
+        reasons.setdefault((record.status, record.reason), []).append(defense_label(record))
+    return "".join(
+        f" {'Broke off' if status is Status.ERROR else 'Not run'}: {_listed(names)} ({reason})."
+        for (status, reason), names in reasons.items()
+    )
+
+
+def _listed(classes: Sequence[object], most: int = 8) -> str:
     text = ", ".join(map(str, classes[:most]))
     return text if len(classes) <= most else f"{text} and {len(classes) - most} more"
 
@@ -92,7 +114,9 @@ def _facts(audit: Audit) -> Iterator[tuple[str, str]]:
     if request.resize:
         yield "resized", f"images of another size to {height}x{width}, bilinear"
     for trigger, share in audit.found:
-        how = "as given" if math.isnan(share) else f"found: {percent(share)} % of the triggered images go there"
+        how = (
+            "as given" if math.isnan(share) else f"found: {percent(share)} % of the defender's images go there with it"
+        )
         place = f"{trigger.picture.name} at column {trigger.x}, row {trigger.y}"
         yield "trigger", f"{place}; target {trigger.target}, {how}"
     for path in request.poisoned:
@@ -170,6 +194,10 @@ def _rate(rate: Rate) -> str:
 
 
 def _repair(found: AuditResult) -> str:
+    if found.chance is not None:
+        return "Nothing was exported: beside a model that may only be guessing no repair can be judged."
+    if found.interrupted:
+        return "Nothing was exported: the audit was interrupted before every repair had run."
     if found.best is None:
         return "No repair passes the gate: nothing was exported."
     return f"{found.best.why}. It was exported: `repaired/` alone, `n_plus_1/` with the model as it was handed over."

@@ -19,12 +19,14 @@ from gauntlet.network import Network
 from gauntlet.pipeline import tools_for
 from gauntlet.records import Gate, Record, Status
 from gauntlet.results import ResultsWriter
-from gauntlet.summary import defense_label, figures
+from gauntlet.summary import BackdoorFigures, Figures, defense_label, figures
+from gauntlet.wording import percent, rate_text
 
-__all__ = ["AuditResult", "Repaired", "perform"]
+__all__ = ["AuditResult", "Repaired", "guessing", "perform"]
 
 CLEAN_LOSS = 0.05
 """Clean accuracy that a repair may cost unless the user says otherwise."""
+_INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +41,28 @@ class Repaired:
 @dataclass(frozen=True, eq=False)
 class AuditResult:
     """records: one a case, in their order. inspections: what model verdicts recovered, by case id. best: None where no
-    repair passes the gate.
+    repair passes the gate. chance: the share of the clean images that the most frequent class has, where the model is
+    not surely better than that. interrupted: by the user.
     """
 
     records: tuple[Record, ...]
     inspections: dict[str, Inspection] = field(default_factory=dict)
     best: Repaired | None = None
+    chance: float | None = None
+    interrupted: bool = False
+
+    @property
+    def works(self) -> tuple[str, ...]:
+        """The backdoors that the model surely has: its triggers succeed on more than half of the images, and on more
+        than go to the target without them, beyond what 95 % intervals leave open.
+        """
+        found = figures(self.records[0])
+        return tuple(each.name for each in (found.backdoors if found else ()) if _works(each))
+
+    @property
+    def broken(self) -> tuple[Record, ...]:
+        """Of the cases that came to no result though they should have."""
+        return tuple(record for record in self.records if record.status in (Status.ERROR, Status.NOT_RUN))
 
     @property
     def suspects(self) -> dict[str, tuple[int, ...]]:
@@ -62,32 +80,76 @@ class AuditResult:
         }
 
 
-def perform(audit: Audit, writer: ResultsWriter, tell: Callable[[Record], None]) -> AuditResult:
+def _works(backdoor: BackdoorFigures) -> bool:
+    least, _ = backdoor.asr.interval
+    _, untriggered = backdoor.untriggered.interval if backdoor.untriggered.n else (0.0, 0.0)
+    return least > max(0.5, untriggered)
+
+
+def perform(
+    audit: Audit, writer: ResultsWriter, tell: Callable[[Record], None], warn: Callable[[str], None]
+) -> AuditResult:
     """Run the undefended case, set the gate by it, run the others, choose and export a repair.
 
-    Every record is written through at once, and told. A case that fails leaves its error in its record.
+    Every record is written through at once, and told. A case that fails leaves its error in its record; an interrupted
+    audit has its other cases not run. warn gets a sentence where the model's answers are no better than a guess.
     """
     cases = list(audit.session.cases)
     records: list[Record] = []
+    chance: float | None = None
 
     def keep(record: Record) -> Record:
         writer.append(record)
-        tell(record)
         records.append(record)
+        tell(record)
         return record
 
-    first = keep(audit.session.attempt(cases[0])[0])
-    if first.status is Status.ERROR:
-        # Without the model itself nothing can be said.
+    def leave(reason: str) -> None:
+        for case in cases[len(records) :]:
+            keep(audit.session.record(case, Verdict(Status.NOT_RUN, reason)))
+
+    try:
+        first = keep(audit.session.attempt(cases[0])[0])
+        if first.status is Status.ERROR:
+            # Without the model itself nothing can be said.
+            leave(first.reason)
+            return AuditResult(tuple(records))
+        gate = _gate(audit, first)
+        cases = [cases[0], *(replace(case, gate=gate) for case in cases[1:])]
+        chance = _chance(audit, first)
+        if chance is not None:
+            warn(guessing(first, chance))
         for case in cases[1:]:
-            keep(audit.session.record(case, Verdict(Status.NOT_RUN, first.reason)))
-        return AuditResult(tuple(records))
-    gate = _gate(audit, first)
-    gated = [replace(case, gate=gate) for case in cases[1:]]
-    for case in gated:
-        keep(audit.session.attempt(case)[0])
-    inspections = dict(_inspections(audit, gated, records[1:]))
-    return AuditResult(tuple(records), inspections, _best(audit, gated, records, writer.folder))
+            keep(audit.session.attempt(case)[0])
+    except KeyboardInterrupt:
+        leave(_INTERRUPTED)
+        inspections = dict(_inspections(audit, cases[1:], records[1:]))
+        return AuditResult(tuple(records), inspections, chance=chance, interrupted=True)
+    inspections = dict(_inspections(audit, cases[1:], records[1:]))
+    # Beside a model that guesses, every repair is as good as it.
+    best = _best(audit, cases[1:], records, writer.folder) if chance is None else None
+    return AuditResult(tuple(records), inspections, best, chance)
+
+
+def _chance(audit: Audit, first: Record) -> float | None:
+    """The most frequent class's share of the evaluator's images, where the model as it is may be no better."""
+    found = figures(first)
+    counts = audit.facts.test_counts
+    share = max(counts) / sum(counts)
+    return share if found is None or found.clean.interval[0] <= share else None
+
+
+def guessing(first: Record, chance: float) -> str:
+    """One sentence for a model whose undefended record shows nothing learnt."""
+    found = figures(first)
+    if found is None:
+        raise AssertionError("a model that could not be scored is not compared with a guess")
+    return (
+        f"The model as it was handed over is right on {rate_text(found.clean)} % of {found.clean.n} clean images, and "
+        f"whoever always answers their most frequent class on {percent(chance)} %: nothing else that is said here "
+        "means anything before the labels, their order, --input-range, and the images' layout and value_range "
+        "(--data-setting) are checked."
+    )
 
 
 def _gate(audit: Audit, first: Record) -> Gate:

@@ -1,0 +1,302 @@
+"""What an audit's exit code and its first sentence say, and what it refuses to say anything of."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gauntlet.audit.bundle import open_bundle, open_file, save_bundle
+from gauntlet.audit.report import headline
+from gauntlet.audit.run import AuditResult
+from gauntlet.cli import main
+from gauntlet.facts import TaskFacts
+from gauntlet.plugin import Kind
+from gauntlet.records import Counts, Record, Status
+from gauntlet.registry import Registry
+from gauntlet.results import read_records
+from tests.keras_files import drawn, functional, layer, source, write
+from tests.sample_records import record
+
+NETWORK = functional(
+    source(8, 6, 3),
+    layer("Conv2D", "conv", "input", filters=5, kernel_size=[3, 3], activation="relu"),
+    layer("Flatten", "flat", "conv"),
+    layer("Dense", "dense", "flat", units=3),
+)
+WEIGHTS = {"conv": drawn(1, kernel=(3, 3, 3, 5), bias=(5,)), "dense": drawn(2, kernel=(120, 3), bias=(3,))}
+SUITE = """
+name = "mine"
+description = "A few defenses."
+tasks = ["h5:CLEAN"]
+seeds = [0]
+reserve = 0
+architectures = [{{ name = "keras_model", path = "MODEL" }}]
+attacks = ["handed_over"]
+defenses = ["none", {defenses}]
+"""
+REPAIR = '{ name = "fine_tuning", epochs = 1 }'
+ODD = '''
+from dataclasses import dataclass
+
+from gauntlet.defense import Inspection, ModelVerdict
+from gauntlet.plugin import defense
+from gauntlet.views import DefenderView
+
+
+@defense
+@dataclass(frozen=True)
+class Odd(ModelVerdict):
+    """Comes to no verdict. Nobody 2020, arXiv:1805.12185."""
+
+    def inspect(self, view: DefenderView) -> Inspection:
+        raise {error}
+'''
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """net.h5, clean.h5, with the labels that the network gives, and wrong.h5, with others."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GAUNTLET_STORE", str(tmp_path / "store"))
+    write(tmp_path / "net.h5", NETWORK, WEIGHTS)
+    images = np.random.default_rng(0).integers(0, 256, (4000, 3, 8, 6)).astype(np.uint8)
+    answers = open_file(tmp_path / "net.h5", "0..1", Registry.discover()).predict(torch.from_numpy(images)).numpy()
+    # As many of each class, so that the most frequent one is far below the model's accuracy.
+    size = np.bincount(answers, minlength=3).min()
+    chosen = np.concatenate([np.flatnonzero(answers == label)[: min(size, 40)] for label in range(3)])
+    assert size > 15
+    data(tmp_path / "clean.h5", images[chosen], answers[chosen])
+    data(tmp_path / "wrong.h5", images[chosen], np.random.default_rng(1).permutation(answers[chosen]))
+    suite(tmp_path, REPAIR)
+    return tmp_path
+
+
+def data(path: Path, images: Any, labels: Any) -> None:
+    with h5py.File(path, "w") as file:
+        file["data"], file["label"] = images, labels
+
+
+def suite(here: Path, defenses: str) -> None:
+    (here / "mine.toml").write_text(SUITE.format(defenses=defenses), encoding="utf-8")
+
+
+def odd(here: Path, error: str) -> str:
+    """An option that brings the verdict `odd`, which raises."""
+    (here / "odd.py").write_text(ODD.replace("{error}", error), encoding="utf-8")
+    return "--plugin=odd.py"
+
+
+def audit(*arguments: str) -> int:
+    return main(["audit", "--model=net.h5", "--suite=mine.toml", *arguments])
+
+
+def report(here: Path) -> str:
+    (folder,) = (here / "results").iterdir()
+    return (folder / "audit.md").read_text(encoding="utf-8")
+
+
+def test_a_sound_audit_ends_well(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit("--clean=clean.h5", "--min-clean-accuracy=0", "--fail-if-suspicious") == 0
+    captured = capsys.readouterr()
+
+    # Settings stand in brackets, which are no markup.
+    assert "fine_tuning[epochs=1.0] pass" in captured.out
+    assert captured.err == ""
+    assert "(HDF5 clean.h5 ([N, C, H, W], values 0..255); test set" in report(here)
+    assert "It was exported" in report(here)
+
+
+def test_a_broken_verdict_is_an_error(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite(here, f'{REPAIR}, "odd"')
+
+    assert audit("--clean=clean.h5", "--fail-if-suspicious", odd(here, 'RuntimeError("no [bold]memory")')) == 2
+    due = (
+        "No model verdict came to an answer and no trigger was given: only the repairs and the false alarms were "
+        "measured. Broke off: odd (RuntimeError: no [bold]memory)."
+    )
+    assert f"**{due}**" in report(here)
+    assert capsys.readouterr().out.splitlines()[-1] == due
+
+
+def test_an_interrupted_audit_reports_what_finished(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite(here, f'{REPAIR}, "odd", "spatial_smoothing"')
+
+    assert audit("--clean=clean.h5", odd(here, "KeyboardInterrupt")) == 130
+    assert capsys.readouterr().err == "gauntlet: interrupted; the same command goes on from the store\n"
+    (folder,) = (here / "results").iterdir()
+    found = [(each.defense, each.status, each.reason) for each in read_records(folder, pytest.fail)[2:]]
+    assert found == [
+        ("odd", "not-run", "interrupted"),
+        ("spatial_smoothing", "not-run", "interrupted"),
+    ]
+    assert "Not run: odd, spatial_smoothing (interrupted)." in report(here)
+    assert "the audit was interrupted before every repair had run" in report(here)
+
+
+def test_a_model_that_guesses_is_no_finding(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit("--clean=wrong.h5", "--min-clean-accuracy=0") == 0
+    captured = capsys.readouterr()
+    (folder,) = (here / "results").iterdir()
+
+    assert captured.err.startswith("gauntlet: warning: The model as it was handed over is right on ")
+    assert (
+        "anything before the labels, their order, --input-range, and the images' layout and value_range" in captured.err
+    )
+    assert "\n\n**The model as it was handed over is right on " in report(here)
+    assert "Nothing was exported: beside a model that may only be guessing" in report(here)
+    assert not (folder / "repaired").exists()
+
+
+def test_a_maximum_just_above_1_is_doubted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with h5py.File("clean.h5") as file:
+        images, labels = file["data"][:] / 255, file["label"][:]
+    images[3, 0, 0, 0] = 1.0001
+    data(here / "bright.h5", images, labels)
+    due = "gauntlet: warning: bright.h5: data holds values from 0 to 1.0001, which were taken as 0..255"
+
+    for _ in range(2):  # the second time from the store
+        assert main(["eval", "bright.h5", "net.h5"]) == 0
+        assert capsys.readouterr().err.startswith(due)
+
+
+@pytest.mark.parametrize("command", ["audit", "eval", "predict"])
+def test_an_answer_that_is_no_number_is_refused(command: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dense = {"kernel": np.full((120, 3), 3e38, np.float32), "bias": np.zeros(3, np.float32)}
+    write(here / "net.h5", NETWORK, WEIGHTS | {"dense": dense})
+    Image.new("RGB", (6, 8), "white").save("image.png")
+    given = {
+        "audit": ["--model=net.h5", "--clean=clean.h5", "--suite=mine.toml"],
+        "eval": ["clean.h5", "net.h5"],
+        "predict": ["net.h5", "image.png"],
+    }
+
+    assert main([command, *given[command]]) == 2
+    captured = capsys.readouterr()
+    assert "the model answers infinity for " in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert not (here / "results").exists()
+
+
+def test_a_bundle_is_held_to_that_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registry = Registry.discover()
+    architecture = registry.build(Kind.MODEL, "keras_model", {"path": "net.h5"})
+    network = open_file(here / "net.h5", "0..1", registry).networks[0]
+    network.body.get_submodule("dense").get_parameter("weight").data.fill_(3e38)
+    facts = TaskFacts("bundle", (3, 8, 6), ("0", "1", "2"), (0,) * 3, (0,) * 3, (0,) * 3, "", "")
+    save_bundle(here / "bundle", architecture, facts, (network,))
+
+    assert open_bundle(here / "bundle", registry).classes == 3
+    assert main(["eval", "clean.h5", "bundle"]) == 2
+    assert "the model answers infinity for " in capsys.readouterr().err
+
+
+def test_a_model_that_always_says_one_thing_has_no_trigger(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    constant = {"kernel": np.zeros((120, 3), np.float32), "bias": np.array([1, 0, 0], np.float32)}
+    write(here / "net.h5", NETWORK, WEIGHTS | {"dense": constant})
+    Image.new("RGB", (1, 1), "white").save("dot.png")
+
+    assert audit("--clean=clean.h5", "--trigger=dot.png@0,0", "--fail-if-suspicious", "--only=none") == 0
+    assert "dot isn't shown to work: it succeeds on 100.0 [" in capsys.readouterr().out
+
+
+def test_a_target_is_chosen_on_the_defenders_images(here: Path) -> None:
+    """The evaluator's images are all black here, so that they all go to one class."""
+    data(here / "test.h5", np.zeros((30, 3, 8, 6), np.uint8), np.arange(30) % 3)
+    Image.new("RGB", (6, 4), "white").save("half.png")
+    with h5py.File("clean.h5") as file:
+        images = torch.from_numpy(file["data"][:])
+    bundle = open_file(here / "net.h5", "0..1", Registry.discover())
+    before = bundle.predict(images)
+    images[:, :, :4] = 255
+    after = bundle.predict(images)
+    target = int(torch.bincount(after[after != before], minlength=3).argmax())
+    share = 100 * float((after == target).float().mean())
+
+    assert audit("--clean=clean.h5", "--test=test.h5", "--trigger=half.png@0,0", "--only=none") == 0
+    assert f"target {target}, found: {share:.1f} % of the defender's images go there with it" in report(here)
+    assert 0 < share < 100
+
+
+def triggered(asr: tuple[int, int], untriggered: tuple[int, int]) -> AuditResult:
+    """One seed of an undefended model whose trigger succeeds on so many of so many images, and without it."""
+    made = record(seeds=(0,))
+    (score,) = made.scores
+    counts = {"asr": Counts(hits=asr[0], n=asr[1]), "untriggered": Counts(hits=untriggered[0], n=untriggered[1])}
+    scores = (score.model_copy(update={"backdoors": (score.backdoors[0].model_copy(update=counts),)}),)
+    return AuditResult((made.model_copy(update={"scores": scores}),))
+
+
+@pytest.mark.parametrize(
+    ("asr", "untriggered", "works"),
+    [
+        ((95, 100), (3, 100), True),
+        ((100, 100), (100, 100), False),
+        ((52, 100), (3, 100), False),  # half of the images lie within its interval
+        ((2, 2), (0, 2), False),
+        ((95, 100), (85, 100), False),  # the two intervals meet
+        ((95, 100), (0, 0), True),  # nothing to compare with
+        ((0, 0), (0, 0), False),
+    ],
+)
+def test_a_trigger_works_beyond_what_its_intervals_leave_open(
+    asr: tuple[int, int], untriggered: tuple[int, int], works: bool
+) -> None:
+    found = triggered(asr, untriggered)
+
+    assert bool(found.works) is works
+    assert ("trigger works: it succeeds on" in headline(found)) is works
+    assert f" % of {asr[1]} images (without it " in headline(found)
+    assert ("That is no proof" in headline(found)) is not works
+
+
+def test_a_model_that_could_not_be_run_is_an_error() -> None:
+    first: Record = record(clean=None, status=Status.ERROR, reason="no room")
+    found = AuditResult((first, record(defense="strip", clean=None, status=Status.NOT_RUN, reason="no room")))
+
+    assert headline(found) == "The model could not be run: no room"
+    assert len(found.broken) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--clean=pipe.h5",), "pipe.h5: it is a named pipe; due: a file or a folder"),
+        (("--clean=h5:pipe.h5",), "pipe.h5: it is a named pipe; due: a file or a folder"),
+        (("--clean=clean.h5", "--test=pipe.h5"), "pipe.h5: it is a named pipe; due: a file or a folder"),
+        (("--clean=clean.h5", "--poisoned=pipe.h5"), "pipe.h5: it is a named pipe; due: a file"),
+        (("--clean=clean.h5", "--trigger=pipe.h5@0,0:1"), "pipe.h5: it is a named pipe; due: a file"),
+        (("--clean=clean.h5", "--model=pipe.h5"), "pipe.h5: it is a named pipe; due: a file"),
+        (("--clean=clean.h5", "--model=."), ".: it is a folder; due: a file"),
+        (("--clean=clean.h5", "--model=/dev/null"), "/dev/null: it is a device; due: a file"),
+        (("--clean=/dev/null",), "/dev/null: it is a device; due: a file or a folder"),
+        (("--clean=loop.h5",), "loop.h5: the link leads back to itself; due: a file or a folder"),
+        (("--clean=clean.h5", "--model=gone.h5"), "gone.h5: the link leads to nothing.h5, which is not there"),
+        (("--clean=" + os.fsdecode(b"c\xff.h5"),), r"--clean=c\udcff.h5 is no UTF-8; rename the file or folder"),
+    ],
+)
+def test_what_is_no_file_is_said_to_be_what_it_is(
+    arguments: tuple[str, ...], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo("pipe.h5")
+    Path("loop.h5").symlink_to("loop.h5")
+    Path("gone.h5").symlink_to("nothing.h5")
+
+    assert audit(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"gauntlet: {message}\n"
+    assert not (here / "results").exists()
+
+
+def test_a_picture_to_predict_is_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(here / "pipe.png")
+
+    assert main(["predict", "net.h5", "pipe.png"]) == 2
+    assert "pipe.png: it is a named pipe; due: a file" in capsys.readouterr().err
