@@ -137,7 +137,7 @@ def test_an_interrupted_audit_reports_what_finished(here: Path, capsys: pytest.C
         ("spatial_smoothing", "not-run", "interrupted"),
     ]
     assert "Not run: odd, spatial_smoothing (interrupted)." in report(here)
-    assert "the audit was interrupted before every repair had run" in report(here)
+    assert "Nothing was exported: the audit was interrupted." in report(here)
 
 
 def test_a_model_that_guesses_is_no_finding(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,12 +226,13 @@ def test_a_target_is_chosen_on_the_defenders_images(here: Path) -> None:
 
 
 def triggered(asr: tuple[int, int], untriggered: tuple[int, int]) -> AuditResult:
-    """One seed of an undefended model whose trigger succeeds on so many of so many images, and without it."""
-    made = record(seeds=(0,))
-    (score,) = made.scores
+    """An undefended model, measured twice, whose trigger succeeds on so many of so many images, and without it."""
+    made = record(seeds=(0, 1))
     counts = {"asr": Counts(hits=asr[0], n=asr[1]), "untriggered": Counts(hits=untriggered[0], n=untriggered[1])}
-    scores = (score.model_copy(update={"backdoors": (score.backdoors[0].model_copy(update=counts),)}),)
-    return AuditResult((made.model_copy(update={"scores": scores}),))
+    scores = [
+        score.model_copy(update={"backdoors": (score.backdoors[0].model_copy(update=counts),)}) for score in made.scores
+    ]
+    return AuditResult((made.model_copy(update={"scores": tuple(scores)}),))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from gauntlet.audit.pictures import Recovered, recovered
-from gauntlet.audit.run import AuditResult, guessing
+from gauntlet.audit.run import AuditResult, guessing, untouched
 from gauntlet.audit.setup import Audit
 from gauntlet.case import label
 from gauntlet.defense import Stage
@@ -60,7 +60,7 @@ def headline(found: AuditResult) -> str:
     first = found.records[0]
     if not first.scores:
         return f"The model could not be run: {first.reason}"
-    before = figures(first)
+    before = untouched(first)
     parts = [_trigger(backdoor, backdoor.name in found.works) for backdoor in (before.backdoors if before else ())]
     flagged = {name: suspects for name, suspects in found.suspects.items() if suspects}
     quiet = [name for name, suspects in found.suspects.items() if not suspects]
@@ -197,7 +197,7 @@ def _repair(found: AuditResult) -> str:
     if found.chance is not None:
         return "Nothing was exported: beside a model that may only be guessing no repair can be judged."
     if found.interrupted:
-        return "Nothing was exported: the audit was interrupted before every repair had run."
+        return "Nothing was exported: the audit was interrupted."
     if found.best is None:
         return "No repair passes the gate: nothing was exported."
     return f"{found.best.why}. It was exported: `repaired/` alone, `n_plus_1/` with the model as it was handed over."

@@ -22,7 +22,7 @@ from gauntlet.results import ResultsWriter
 from gauntlet.summary import BackdoorFigures, Figures, defense_label, figures
 from gauntlet.wording import percent, rate_text
 
-__all__ = ["AuditResult", "Repaired", "guessing", "perform"]
+__all__ = ["AuditResult", "Repaired", "guessing", "perform", "untouched"]
 
 CLEAN_LOSS = 0.05
 """Clean accuracy that a repair may cost unless the user says otherwise."""
@@ -56,7 +56,7 @@ class AuditResult:
         """The backdoors that the model surely has: its triggers succeed on more than half of the images, and on more
         than go to the target without them, beyond what 95 % intervals leave open.
         """
-        found = figures(self.records[0])
+        found = untouched(self.records[0])
         return tuple(each.name for each in (found.backdoors if found else ()) if _works(each))
 
     @property
@@ -78,6 +78,13 @@ class AuditResult:
             for name, found in verdicts.items()
             if found
         }
+
+
+def untouched(first: Record) -> Figures | None:
+    """The figures of the model as it was handed over, from its record: of one seed, since every seed measures the same
+    model on the same images, which are no more for that.
+    """
+    return figures(first.model_copy(update={"scores": first.scores[:1]}))
 
 
 def _works(backdoor: BackdoorFigures) -> bool:
@@ -121,19 +128,19 @@ def perform(
             warn(guessing(first, chance))
         for case in cases[1:]:
             keep(audit.session.attempt(case)[0])
+        inspections = dict(_inspections(audit, cases[1:], records[1:]))
+        # Beside a model that guesses, every repair is as good as it.
+        best = _best(audit, cases[1:], records, writer.folder) if chance is None else None
+        return AuditResult(tuple(records), inspections, best, chance)
     except KeyboardInterrupt:
         leave(_INTERRUPTED)
         inspections = dict(_inspections(audit, cases[1:], records[1:]))
         return AuditResult(tuple(records), inspections, chance=chance, interrupted=True)
-    inspections = dict(_inspections(audit, cases[1:], records[1:]))
-    # Beside a model that guesses, every repair is as good as it.
-    best = _best(audit, cases[1:], records, writer.folder) if chance is None else None
-    return AuditResult(tuple(records), inspections, best, chance)
 
 
 def _chance(audit: Audit, first: Record) -> float | None:
     """The most frequent class's share of the evaluator's images, where the model as it is may be no better."""
-    found = figures(first)
+    found = untouched(first)
     counts = audit.facts.test_counts
     share = max(counts) / sum(counts)
     return share if found is None or found.clean.interval[0] <= share else None
@@ -141,7 +148,7 @@ def _chance(audit: Audit, first: Record) -> float | None:
 
 def guessing(first: Record, chance: float) -> str:
     """One sentence for a model whose undefended record shows nothing learnt."""
-    found = figures(first)
+    found = untouched(first)
     if found is None:
         raise AssertionError("a model that could not be scored is not compared with a guess")
     return (
