@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from gauntlet.costs import Basis, Costs, StepCost, forward_flops
 from gauntlet.pipeline import Context, Step
 from gauntlet.plan import Plan, Planned, choose, plan_text
 from gauntlet.plugin import Kind
+from gauntlet.registry import Registry
 from gauntlet.settings import values
 from gauntlet.store import Store
 from gauntlet.task import LoadContext
@@ -135,6 +138,34 @@ def test_defenses_and_scores_are_found_through_their_victim(context: Context) ->
     assert costs(context).of(Step("score", "f" * 64, 0), of).seconds == seconds(context, "score", scored)
     other = costs(context).of(Step("defended", "f" * 64, 0), case(defense="clean_retrain"))
     assert other.basis is Basis.SIMILAR
+
+
+@dataclass(frozen=True)
+class Watched(Registry):
+    """Tells what it was asked for."""
+
+    asked: list[str] = field(default_factory=list)
+
+    def find(self, kind: Kind, name: str) -> type[Any] | None:
+        self.asked.append(name)
+        return super().find(kind, name)
+
+    def classes(self, kind: Kind) -> dict[str, type[Any]]:
+        self.asked.append(f"all {kind}")
+        return super().classes(kind)
+
+
+def test_of_a_full_store_each_plugin_is_looked_up_once(context: Context) -> None:
+    for number in range(40):
+        spec = victim_spec("badnets") | {"attack": {"name": "gone" if number % 2 else "badnets"}}
+        remember(context, "victim", number, spec)
+    watched = Watched.discover()
+    assert isinstance(watched, Watched)
+    estimates = costs(replace(context, registry=watched))
+    for number in range(100, 110):
+        step = Step("victim", f"{number:064x}", 0)
+        assert estimates.of(step, case("clean_label")).basis is Basis.SIMILAR
+    assert sorted(watched.asked) == ["badnets", "clean_label", "gone"]
 
 
 def test_another_machine_teaches_nothing(context: Context) -> None:

@@ -78,6 +78,7 @@ class Costs:
     facts: Mapping[str, TaskFacts]
     threads: int = 0
     _flops: dict[tuple[str, str], int] = field(default_factory=dict)
+    _works: dict[tuple[Kind, str], float] = field(default_factory=dict)
 
     def of(self, step: Step, case: Case, *, defended: bool = False) -> StepCost:
         """The estimate for one step of a case. defended: a score's, whether it is not the undefended victim's."""
@@ -132,9 +133,16 @@ class Costs:
         plugins = {"victim": Kind.ATTACK, "defended": Kind.DEFENSE}
         if kind not in plugins:
             return 1.0
-        cls = self.context.registry.classes(plugins[kind]).get(player.get("name", ""))
         # A preprocessing defense that acts on the training set trains anew, which its class alone can't say.
-        return (float(cls.cost) if cls else 1.0) + (1.0 if player.get("apply_fit") else 0.0)
+        return self._work(plugins[kind], player.get("name", "")) + (1.0 if player.get("apply_fit") else 0.0)
+
+    def _work(self, kind: Kind, name: str) -> float:
+        """What the class of that name says; 1 where there is none any more. Asked for every past step of every step."""
+        who = (kind, name)
+        if who not in self._works:
+            cls = self.context.registry.find(kind, name)
+            self._works[who] = float(cls.cost) if cls else 1.0
+        return self._works[who]
 
     def _arithmetic(self, kind: str, architecture: Architecture, facts: TaskFacts, recipe: Recipe) -> float:
         who = (label(architecture), facts.name)

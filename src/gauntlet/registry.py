@@ -77,10 +77,14 @@ class Registry:
         found = {source.name: source.load() for source in self._sources.values() if source.kind is kind}
         return {name: cls for name, cls in sorted(found.items()) if cls is not None}
 
+    def find(self, kind: Kind, name: str) -> type[Any] | None:
+        """The plug-in class of that name; None where there is none."""
+        source = self._sources.get((kind, name))
+        return source.load() if source is not None else None
+
     def get(self, kind: Kind, name: str) -> type[Any]:
         """The plug-in class of that name; UnknownNameError lists the nearest names."""
-        source = self._sources.get((kind, name))
-        cls = source.load() if source is not None else None
+        cls = self.find(kind, name)
         if cls is None:
             raise nearest(name, self.classes(kind), kind.name.lower())
         return cls
