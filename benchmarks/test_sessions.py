@@ -125,7 +125,8 @@ def test_the_plan_comes_true(workers: str, tmp_path: Path, within: Any) -> None:
     project = Project(tmp_path, ratios=ratios(3), architecture="simple_cnn", epochs=12, defenses=defenses, seeds=[0, 1])
     project.run("-n", workers)
     _, text = project.run("--plan", "-n", workers, "--seeds", "5,6,7")
-    amount, unit = re.findall(r"about ([\d.]+) (s|min) to go", text)[0]
-    foretold = float(amount) * {"s": 1, "min": 60}[unit]
+    parts = re.findall(r"([\d.]+) (s|min) to (?:go|start)", text)
+    assert len(parts) == 2
+    foretold = sum(float(amount) * {"s": 1, "min": 60}[unit] for amount, unit in parts)
     real, _ = project.run("-n", workers, "--seeds", "5,6,7")
     within(max(foretold / real, real / foretold), 1.5, "x")

@@ -358,11 +358,22 @@ def test_what_is_cached_is_kept_by_any_budget() -> None:
 
 
 def test_the_table() -> None:
-    text = plan_text(PLAN)
+    text = plan_text(PLAN, startup=4)
     rows = [line.split() for line in text.splitlines()]
     assert ["digits-shallow_net-badnets-fine_tuning", "0/2", "15.0", "s", "5.00", "s", "arithmetic"] in rows
-    assert text.endswith("8 cases, 0 of 3 victims cached, about 65.0 s to go")
-    assert plan_text(PLAN, workers=2, startup=4).endswith("3 victims cached, about 54.0 s to go on 2 workers")
-    chosen = plan_text(PLAN, choose(PLAN, 10))
-    assert chosen.endswith("8 cases, 0 of 3 victims cached; 1 fit into the budget, about 10.0 s to go")
+    assert text.endswith("8 cases, 0 of 3 victims cached, about 65.0 s to go, and 4.00 s to start")
+    two = plan_text(PLAN, workers=2, startup=4)
+    assert two.endswith("3 victims cached, about 50.0 s to go on 2 workers, and 4.00 s to start")
+    chosen = plan_text(PLAN, choose(PLAN, 10), startup=4)
+    assert chosen.endswith(
+        "8 cases, 0 of 3 victims cached; 1 fit into the budget, about 10.0 s to go, and 4.00 s to start"
+    )
     assert chosen.count("left out") == 7
+
+
+def test_a_budget_for_all_foretells_what_the_plan_does() -> None:
+    """On two workers the work is shared out with and without a budget."""
+    total, within = (
+        plan_text(PLAN, choice, workers=2, startup=4).rpartition("about")[2] for choice in (None, choose(PLAN, 65))
+    )
+    assert total == within

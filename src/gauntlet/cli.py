@@ -229,9 +229,10 @@ def _plan(chosen: argparse.Namespace) -> int:
     session = open_session(options, _warn)
     for warning in session.warnings:
         _warn(warning)
+    startup = age()
     plan = session.plan(session.cases)
     choice = None if options.budget is None else choose(plan, options.budget)
-    sys.stdout.write(plan_text(plan, choice, startup=age()) + "\n")
+    sys.stdout.write(plan_text(plan, choice, startup=startup) + "\n")
     return 0
 
 

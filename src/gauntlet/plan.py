@@ -169,10 +169,10 @@ def counted(cases: Sized) -> str:
     return "1 case" if len(cases) == 1 else f"{len(cases)} cases"
 
 
-def plan_text(plan: Plan, choice: Choice | None = None, *, workers: int = 1, startup: float = 0.0) -> str:
+def plan_text(plan: Plan, choice: Choice | None = None, *, workers: int = 1, startup: float) -> str:
     """The table of `--plan`: each case, its cached steps, its cost alone and after the ones above, and the total.
 
-    workers: processes that will share the work; startup: seconds before the first case, which the total includes.
+    workers: processes that will share the work; startup: seconds before the first case, told beside the total.
     """
     done: set[_Key] = set()
     rows = []
@@ -202,6 +202,7 @@ def _total(plan: Plan, choice: Choice | None, workers: int, startup: float) -> s
         victims |= planned.victims
     total = f"{counted(plan.cases)}, {sum(victims.values())} of {len(victims)} victims cached"
     if choice is not None:
-        return f"{total}; {len(choice.kept)} fit into the budget, about {duration(choice.seconds)} to go"
+        total += f"; {len(choice.kept)} fit into the budget"
+        plan = Plan(tuple(planned for planned in plan.cases if planned.case.id not in choice.left_out))
     shared = f" on {workers} workers" if workers > 1 else ""
-    return f"{total}, about {duration(startup + plan.wall(workers))} to go{shared}"
+    return f"{total}, about {duration(plan.wall(workers))} to go{shared}, and {duration(startup)} to start"
