@@ -174,8 +174,20 @@ def test_a_part_without_tasks_follows_the_chosen_one(tmp_path: Path) -> None:
 
 def test_parts_may_not_mean_two_things_by_one_id(tmp_path: Path) -> None:
     assert len(expanded(tmp_path, TINY + '[[part]]\nattacks = ["badnets"]\n')) == 4
-    message = problem(tmp_path, TINY + '[[part]]\nattacks = ["badnets"]\nseeds = [9]\n')
-    assert "digits-shallow_net-badnets-none" in message
+    part = '[[part]]\nattacks = ["badnets"]\n'
+    message = problem(tmp_path, f"{TINY}{part}seeds = [9]\n")
+    assert "digits-shallow_net-badnets-none: seeds = (0,) and (9,)" in message
+    assert "badnets-none: recipe.epochs = 10.0 and 3.0" in problem(tmp_path, f"{TINY}{part}recipe = {{ epochs = 3 }}\n")
+    assert "badnets-fine_tuning: reserve = 100 and 50," in problem(tmp_path, f"{TINY}{part}reserve = 50\n")
+
+
+def test_a_part_with_a_reserve_of_its_own_shares_undefended_rows(tmp_path: Path) -> None:
+    cases = expanded(tmp_path, TINY + '[[part]]\nattacks = ["badnets"]\ndefenses = ["fine_pruning"]\nreserve = 50\n')
+    assert [(case.id.partition("net-")[2], case.reserve) for case in cases[2:]] == [
+        ("badnets-none", 100),
+        ("badnets-fine_tuning", 100),
+        ("badnets-fine_pruning", 50),
+    ]
 
 
 def test_later_gates_override_earlier_ones(tmp_path: Path) -> None:

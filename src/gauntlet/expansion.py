@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from gauntlet.plugin import Kind, name_of
 from gauntlet.recipe import Recipe
 from gauntlet.records import Gate
 from gauntlet.registry import Registry
-from gauntlet.settings import build, changed, tag
+from gauntlet.settings import build, changed, tag, values
 from gauntlet.suite import Entry, Subject, Suite
 from gauntlet.task import TaskSource
 
@@ -237,9 +237,26 @@ def expand(
     found: dict[str, Case] = {}
     for block, chosen in blocks_for(suite, tasks):
         for case in _expand_block(block, registry, facts_of, chosen, seeds, recipe or {}):
-            if found.setdefault(case.id, case) != case:
-                raise SettingError(f"{suite.file}: two parts mean different cases by {case.id}")
+            first = found.setdefault(case.id, case)
+            if first is not case and (different := _difference(first, case)):
+                raise SettingError(
+                    f"{suite.file}: two parts mean different cases by {case.id}: {different}, which ids don't show; "
+                    "legal: the same in both parts, or a suite of its own for one of them"
+                )
     return list(found.values())
+
+
+def _difference(first: Case, second: Case) -> str:
+    """`reserve = 100 and 50`: what tells two cases of one id apart; empty for one case.
+
+    Where the defense leaves the victim as it is, nobody holds the reserve: two parts may share an undefended row.
+    """
+    if first.defense.leaves_victim:
+        second = replace(second, reserve=first.reserve)
+    pairs = {field.name: (vars(first)[field.name], vars(second)[field.name]) for field in fields(Case)}
+    recipes = [values(recipe) for recipe in pairs.pop("recipe")]
+    pairs |= {f"recipe.{name}": (recipes[0][name], recipes[1][name]) for name in recipes[0]}
+    return ", ".join(f"{name} = {one} and {other}" for name, (one, other) in pairs.items() if one != other)
 
 
 def _expand_block(
