@@ -202,6 +202,7 @@ max_asr = 0.2
 [[gate]]
 id = "*-badnets-none"
 min_asr = 0.95
+max_asr = 1
 """
     found = {case.id: case.gate for case in expanded(tmp_path, TINY + gates)}
     assert found["digits-shallow_net-none-none"].max_asr == 0.5
@@ -295,6 +296,8 @@ def test_selectors(selectors: dict[str, str], matches: bool) -> None:
         (('"badnets"', '{ name = "badnets", poison_ratio = 0.95 }'), ["badnets[poison_ratio=0.95]", "at most 0.9"]),
         (('"badnets"', '{ name = "badnets", patch = 29 }'), ["badnets[patch=29]", "patch 29x29", "legal"]),
         (('"badnets"', '{ name = "badnets", target = 10 }'), ["target = 10", "legal: 0 to 9"]),
+        (('"badnets"', '{ name = "badnets", target = true }'), ["attack badnets", "target = true", "no numbers"]),
+        (('"badnets"', '{ name = "badnets", pixels = [[0, true]] }'), ["pixels = 0+true", "no numbers"]),
         (('"badnets"', "{ poison_ratio = 0.1 }"), ["attacks.1", "needs a name"]),
         (('"badnets"', "3"), ["attacks.1 = 3: legal: a name in quotes"]),
         (('"badnets"', '{ name = "badnets", patch = [] }'), ["patch = []", "at least one"]),
@@ -315,9 +318,14 @@ def test_mistakes_are_told_in_one_sentence(tmp_path: Path, change: tuple[str, st
         ("[[gate]]\nmax_asr = 2", ["tiny.toml", "gate.0.max_asr = 2"]),
         ("[[gate]]\nmax_asrr = 0.2", ["[gate]", "unknown key 'max_asrr'", "max_asr"]),
         ("[[gate]]\nfamily = 3", ["gate.0.family"]),
+        ("[[gate]]\nmax_asr = true", ["gate.0.max_asr = True", "no shares"]),
+        ('[[gate]]\nattack = "badnets"', ["gate.0", "badnets", "no threshold", "min_clean_accuracy"]),
+        ("[[gate]]\nmin_asr = 0.9\nmax_asr = 0.2", ["-none-none", "at least 0.9 (min_asr)", "at most 0.2 (max_asr)"]),
+        ('[[gate]]\nmin_asr = 0.3\n[[gate]]\nattack = "bad*"\nmax_asr = 0.2', ["badnets-none", "at least 0.3"]),
         ("[gate]\nmax_asr = 0.2", ["[[gate]], in double brackets"]),
         ('[[expected_failure]]\nid = "*"', ["expected_failure.0.reason is missing"]),
         ('[[expected_failure]]\nid = "*"\nreason = ""', ["expected_failure.0.reason"]),
+        ("[thresholds]\ncollapse = true", ["thresholds.collapse = True", "no shares"]),
         ("[thresholds]\ncollapse = 1.1", ["thresholds.collapse = 1.1"]),
         ("[thresholds]\ncolapse = 0.1", ["[thresholds]", "collapse"]),
         ('file = "x"', ["unknown key 'file'"]),

@@ -160,6 +160,12 @@ def _gate(suite: Suite, subject: Subject) -> Gate:
     for rule in suite.gate:
         if rule.matches(subject):
             thresholds |= rule.thresholds()
+    least, most = thresholds.get("min_asr", 0), thresholds.get("max_asr", 1)
+    if least > most:
+        raise SettingError(
+            f"{suite.file}: {subject.id} would need an ASR of at least {least:g} (min_asr) and at most {most:g} "
+            "(max_asr): gates that match one case add up; let each select its own cases"
+        )
     return _gate_of(tuple(thresholds.items()))
 
 

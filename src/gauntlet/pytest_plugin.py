@@ -243,7 +243,7 @@ def _plan(config: pytest.Config, cases: Sequence[Case]) -> str:
     from gauntlet.measure import cores
     from gauntlet.plan import plan_text
 
-    # Workers start when the process that they work for has, and take as long again. Planning is no part of a run's start.
+    # Before planning, which is no part of a run. Workers start after this process, and take as long again.
     startup = age() * (2 if _WORKERS in config.stash else 1)
     asked = config.stash.get(_WORKERS, 1)
     workers = asked if isinstance(asked, int) else cores()

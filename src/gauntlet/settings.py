@@ -115,6 +115,9 @@ def build(cls: type[T], settings: Mapping[str, object], who: str) -> T:
             raise SettingError(f"{who}: {where}unknown setting {first['loc'][-1]!r}") from None
         problem = first["msg"].removeprefix("Value error, ")
         raise SettingError(f"{who}: {where}{problem[0].lower()}{problem[1:]}") from None
+    for name, given in settings.items():
+        if _taken_for_number(given, getattr(instance, name)):
+            raise SettingError(f"{who}: setting {name} = {_short(given)}: true and false are no numbers; write one")
     return instance
 
 
@@ -129,6 +132,15 @@ def typed(cls: type[Any], name: str, text: str) -> object:
         except tomllib.TOMLDecodeError:
             return text
     return text
+
+
+def _taken_for_number(given: object, taken: object) -> bool:
+    """Whether true or false, also inside lists and tables, became 1 or 0, as pydantic has it."""
+    if isinstance(given, list | tuple) and isinstance(taken, list | tuple):
+        return any(_taken_for_number(*pair) for pair in zip(given, taken, strict=False))
+    if isinstance(given, Mapping) and _is_table(taken):
+        return any(_taken_for_number(item, vars(taken).get(name)) for name, item in given.items())
+    return isinstance(given, bool) and isinstance(taken, int | float) and not isinstance(taken, bool)
 
 
 def _place(parts: tuple[int | str, ...]) -> str:

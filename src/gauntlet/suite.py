@@ -19,6 +19,8 @@ from pydantic import (
     PlainValidator,
     StrictInt,
     ValidationError,
+    field_validator,
+    model_validator,
 )
 
 from gauntlet.errors import SettingError, nearest
@@ -67,7 +69,15 @@ def _entry(value: object) -> object:
 
 Entries = Annotated[tuple[Annotated[Entry, BeforeValidator(_entry)], ...], Field(min_length=1)]
 Seed = Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED)]
-Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _no_flag(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no shares; legal: 0 to 1")
+    return value
+
+
+Share = Annotated[float, BeforeValidator(_no_flag), Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -128,8 +138,19 @@ def _takes(glob: str | None, *names: str) -> bool:
     return glob is None or any(_pattern(glob).fullmatch(name) for name in names)
 
 
+_SHARES = tuple(name for name in Gate.model_fields if name != "flagged")
+
+
 class GateRule(Gate, Selector):
     """Thresholds for the cases that the selectors take; a later rule overrides an earlier one."""
+
+    _no_flags = field_validator(*_SHARES, mode="before")(_no_flag)
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> GateRule:
+        if not self.thresholds():
+            raise ValueError(f"the gate has no threshold; legal: at least one of {', '.join(Gate.model_fields)}")
+        return self
 
     def thresholds(self) -> dict[str, float | bool]:
         """The thresholds that are given."""
