@@ -12,7 +12,7 @@ from gauntlet.board import ranked
 from gauntlet.curves import HEIGHT, WIDTH, curves
 from gauntlet.findings import findings
 from gauntlet.plugin import report
-from gauntlet.records import Record, Status
+from gauntlet.records import VERDICTS, Record
 from gauntlet.report import Report, ReportUnavailableError
 from gauntlet.stats import Rate
 from gauntlet.summary import attack_label, defense_label, defense_seconds, figures, seconds
@@ -53,7 +53,7 @@ class Html(Report):
                 curve_size=(WIDTH, HEIGHT),
                 lines=[_Line.of(record) for record in records],
                 provenance=provenance_lines(records),
-                statuses=list(Status),
+                verdicts=VERDICTS,
                 status_text=status_text,
                 dash=DASH,
             )

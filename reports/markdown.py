@@ -21,12 +21,13 @@ __all__ = ["Markdown"]
 
 _RANKING = (
     "Ranked by the worst attack success rate (ASR) over the attacks that succeed undefended; controls don't count. "
-    "A defense with less coverage never stands above one with more. Reference columns are shown below, unranked. "
+    "A defense with less coverage never stands above one with more. Defenses that the suite sets against different "
+    "attacks are ranked apart. Reference columns are shown below, unranked. "
     "Shares in percent; seconds: the defense's own, a case."
 )
 _CELLS = (
     "Cell: clean accuracy / ASR with its 95 % Wilson interval, in percent, the seeds pooled; of several backdoors the "
-    "worst. A cell without a status word is a pass."
+    "worst. A cell without a status word kept its gate; of an ungated one the suite asks nothing."
 )
 
 

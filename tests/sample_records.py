@@ -22,6 +22,7 @@ PROVENANCE = Provenance(
 TEST_IMAGES = 450
 ELIGIBLE = 405
 SEEDS = (0, 1, 2)
+GATE = Gate(min_clean_accuracy=0.9, max_asr=0.2)
 
 
 def counts(share: float, n: int, seed: int = 0) -> Counts:
@@ -75,6 +76,8 @@ def record(
     seconds: float = 0.4,
     reserve: int = 100,
     seeds: tuple[int, ...] = SEEDS,
+    gate: Gate = GATE,
+    parts: tuple[int, ...] = (0,),
 ) -> Record:
     """A record; clean=None leaves it without scores."""
     labels = (tag(attack, attack_settings or {}), tag(defense, defense_settings or {}))
@@ -101,12 +104,13 @@ def record(
         expected=expected,
         seeds=seeds,
         scores=() if clean is None else tuple(score(clean, asr, seed, undefended) for seed in seeds),
-        gate=Gate(min_clean_accuracy=0.9, max_asr=0.2),
+        gate=gate,
         costs=tuple(
             Cost(step=step, seed=seed, seconds=each, peak_memory=600 * 2**20, device="cpu", cached=False)
             for seed in seeds
             for step, each in steps
         ),
+        parts=parts,
         provenance=PROVENANCE,
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from gauntlet.board import Standing, boards, standings
 from gauntlet.leaderboard import frame, pivot, ranking
-from gauntlet.records import Record, Status
+from gauntlet.records import Gate, Record, Status
 from gauntlet.stats import wilson
 from gauntlet.wording import cell_text, duration, percent, provenance_lines, size, summary_line
 from tests.sample_records import PROVENANCE, SEEDS, record, sample
@@ -143,6 +143,15 @@ def test_settings_tell_columns_apart() -> None:
     assert set(order(records)) == {"fine_tuning[learning_rate=0.1]", "fine_tuning[learning_rate=0.01]"}
 
 
+def test_a_case_that_nothing_is_asked_of_has_not_passed() -> None:
+    records = [record(), defended("badnets", "tuning", 1.0, gate=Gate())]
+    (board,) = boards(records)
+    assert pivot(board).loc["badnets", "tuning"] == "97.8 / 100.0 [99.7, 100.0] ungated"
+    assert standing(records, "tuning").statuses == {"ungated": 1}
+    assert summary_line(records).endswith(": 1 pass, 1 ungated")
+    assert frame(records)[["status", "gated"]].values.tolist() == [["pass", True], ["pass", False]]
+
+
 # The ranking
 
 
@@ -178,6 +187,32 @@ def test_unknown_is_not_passed(status: Status | None) -> None:
     assert standing(records, "gaps").coverage == "1/2"
     assert standing(records, "full").coverage == "2/2"
     assert standing(records, "gaps").statuses[status or Status.NOT_RUN] == 1
+
+
+def in_two_parts() -> list[Record]:
+    """The suite sets one and two against badnets and blended, its part sets three against sig as well."""
+    own, part = {"badnets": 0.3, "blended": 0.3}, {"badnets": 0.1, "blended": 0.2, "sig": 0.9}
+    undefended = [record(attack, parts=(0, 1) if attack in own else (1,)) for attack in part]
+    cells = [defended(attack, defense, asr) for defense in ("one", "two") for attack, asr in own.items()]
+    return undefended + cells + [defended(attack, "three", asr, parts=(1,)) for attack, asr in part.items()]
+
+
+def test_what_the_suite_does_not_ask_for_is_no_gap() -> None:
+    records = in_two_parts()
+    found = {each.column.label: each for each in standings(records)}
+    assert list(found) == ["three", "one", "two", "none"]
+    assert [each.coverage for each in found.values()] == ["3/3", "2/2", "2/2", "3/3"]
+    assert [each.rank for each in found.values()] == [1, 1, 2, None]
+    assert found["one"].statuses == {"pass": 2}
+    (board,) = boards(records)
+    assert [pivot(board).loc["sig", name] for name in ("one", "two")] == ["not in suite"] * 2
+    assert board.notes == ()
+
+
+def test_what_was_not_selected_of_a_part_stays_a_gap() -> None:
+    records = [each for each in in_two_parts() if (each.attack, each.defense) != ("blended", "three")]
+    three = standing(records, "three")
+    assert (three.coverage, three.statuses[Status.NOT_RUN]) == ("2/3", 1)
 
 
 def test_a_defense_without_any_measurement_has_no_rank() -> None:

@@ -188,6 +188,7 @@ def test_a_part_with_a_reserve_of_its_own_shares_undefended_rows(tmp_path: Path)
         ("badnets-fine_tuning", 100),
         ("badnets-fine_pruning", 50),
     ]
+    assert [case.parts for case in cases] == [(0,), (0,), (0, 1), (0,), (1,)]
 
 
 def test_later_gates_override_earlier_ones(tmp_path: Path) -> None:

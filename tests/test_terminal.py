@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gauntlet.records import Status
+from gauntlet.records import Gate, Status
 from gauntlet.terminal import print_leaderboard
 from tests.sample_records import PROVENANCE, record, sample
 
@@ -61,6 +61,19 @@ def test_colour_only_adds_to_the_words() -> None:
     coloured = printed(200, colour=True)
     assert "\x1b[" in coloured
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == printed(200)
+
+
+def test_a_case_without_a_gate_and_defenses_ranked_apart() -> None:
+    text = StringIO()
+    records = [
+        record("badnets", "one", stage="repair", gate=Gate()),
+        record("badnets", "two", stage="repair", parts=(1,)),
+        record("sig", "two", stage="repair", parts=(1,)),
+    ]
+    print_leaderboard(records, Console(file=text, width=120))
+    for words in ("2 pass, 1 ungated", "not in suite", "ranked apart"):
+        assert words in text.getvalue()
+    assert "ranked apart" not in printed(120)
 
 
 def test_markup_in_a_reason_is_text() -> None:

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from gauntlet.records import Record, Status
@@ -20,6 +20,7 @@ _CONTROL = "control"
 _REFERENCE = "reference"
 
 _UNEXPLAINED = "no record: the case was not selected or the run stopped before it"
+_UNASKED = "not in suite"
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One attack against one defense. figures: None where nothing was measured. seconds: of the defense itself."""
+    """One attack against one defense. verdict: the status in the words of tables. figures: None where nothing was
+    measured. seconds: of the defense itself.
+    """
 
     status: Status
+    verdict: str
     reason: str = ""
     expected: str = ""
     figures: Figures | None = None
@@ -65,22 +69,29 @@ class Cell:
         return self.expected or ("" if self.figures else self.reason)
 
 
-_EMPTY = Cell(Status.NOT_RUN, _UNEXPLAINED)
+_EMPTY = Cell(Status.NOT_RUN, Status.NOT_RUN.value, _UNEXPLAINED)
+_OUTSIDE = Cell(Status.NOT_RUN, _UNASKED)
 
 
 @dataclass(frozen=True)
 class Board:
-    """Attacks by defenses on one task with one architecture."""
+    """Attacks by defenses on one task with one architecture. asked: the rows and columns of each cross-product."""
 
     task: str
     architecture: str
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     cells: Mapping[tuple[str, str], Cell]
+    asked: tuple[tuple[Collection[str], Collection[str]], ...]
 
     def cell(self, row: Row, column: Column) -> Cell:
-        """The cell; `not-run` where there is no record."""
-        return self.cells.get((row.label, column.label), _EMPTY)
+        """The cell; where there is no record, `not-run`, or `not in suite` where the suite has no such case."""
+        found = self.cells.get((row.label, column.label))
+        return found or (_EMPTY if self.asks(row, column) else _OUTSIDE)
+
+    def asks(self, row: Row, column: Column) -> bool:
+        """Whether the suite has this case: a suite of several parts is no full cross-product."""
+        return any(row.label in rows and column.label in columns for rows, columns in self.asked)
 
     @cached_property
     def attacks(self) -> tuple[Row, ...]:
@@ -98,10 +109,11 @@ class Board:
 class Standing:
     """How one defense fares over all boards.
 
-    rank: from 1; None for reference columns and for a defense without a single measured attack. measured: attacks
-    with a measured ASR, of `attacks`. worst: the highest ASR, on `worst_attack`. mean_asr, worst_drop (of clean
+    rank: from 1 among those that the suite sets against the same attacks; None for reference columns and for a defense
+    without a single measured attack. measured: attacks with a measured ASR, of `attacks`, those that the suite sets it
+    against. worst: the highest ASR, on `worst_attack`. mean_asr, worst_drop (of clean
     accuracy, over every measured row, controls included) and mean_der: shares, NaN where nothing was measured.
-    seconds: mean of a case, of the defense itself. statuses: of every cell of the column.
+    seconds: mean of a case, of the defense itself. statuses: how many cells of the column have each verdict.
     """
 
     column: Column
@@ -114,7 +126,7 @@ class Standing:
     worst_drop: float
     mean_der: float
     seconds: float
-    statuses: Mapping[Status, int]
+    statuses: Mapping[str, int]
 
     @property
     def coverage(self) -> str:
@@ -126,11 +138,11 @@ def ranked(records: Sequence[Record]) -> tuple[list[Board], list[Standing]]:
     """What `boards` and `standings` give, at the price of one of them."""
     found = _boards(records)
     columns = dict.fromkeys(column for board in found for column in board.columns)
-    ordered = sorted((_standing(column, found) for column in columns), key=_merit)
-    places = [
-        replace(standing, rank=place) if standing.measured and not standing.column.reference else standing
-        for place, standing in enumerate(ordered, start=1)
-    ]
+    groups: dict[Collection[tuple[int, str]], list[Standing]] = {}
+    for column in columns:
+        groups.setdefault(_attacks(column, found), []).append(_standing(column, found))
+    ranks = [place for group in groups.values() for place in _ranks(group)]
+    places = sorted(ranks, key=_place)
     order = {standing.column: place for place, standing in enumerate(places)}
     return [_sorted(board, order) for board in found], places
 
@@ -146,9 +158,11 @@ def boards(records: Sequence[Record]) -> list[Board]:
 def standings(records: Sequence[Record]) -> list[Standing]:
     """The defenses from the best to the worst, then those that can't be ranked, then the reference columns.
 
-    Ranked by the worst ASR over the attacks that succeed undefended (trap T9). A defense that was not measured
-    against some attack stands below every one that was measured against more, whatever its numbers (unknown is not
-    passed), and a collapsed one below the others of its coverage: a model that recognises nothing has an ASR of 0.
+    Ranked by the worst ASR over the attacks that succeed undefended (trap T9), among those that the suite sets against
+    the same attacks, the groups of most attacks first: the worst of three can't be compared with the worst of five. In
+    a group, a defense that was not measured against some attack stands below every one that was measured against more,
+    whatever its numbers (unknown is not passed), and a collapsed one below the others of its coverage: a model that
+    recognises nothing has an ASR of 0.
     """
     return ranked(records)[1]
 
@@ -162,8 +176,31 @@ def _merit(standing: Standing) -> tuple[bool, int, bool, float, float]:
     return False, missing, standing.statuses.get(Status.COLLAPSED, 0) > 0, worst, mean
 
 
+def _attacks(column: Column, found: Sequence[Board]) -> frozenset[tuple[int, str]]:
+    """The attacks that count and that the suite sets the defense against: a board's number and a row's label each."""
+    return frozenset(
+        (number, row.label)
+        for number, board in enumerate(found)
+        for row in board.attacks
+        if not column.reference and board.asks(row, column)
+    )
+
+
+def _place(standing: Standing) -> tuple[bool, bool, int]:
+    """Sorts the groups and keeps the order in them: the ranked ones first, references last as they come."""
+    reference = standing.column.reference
+    return reference, standing.rank is None, 0 if reference else -standing.attacks
+
+
+def _ranks(group: Sequence[Standing]) -> list[Standing]:
+    return [
+        replace(standing, rank=place) if standing.measured and not standing.column.reference else standing
+        for place, standing in enumerate(sorted(group, key=_merit), start=1)
+    ]
+
+
 def _standing(column: Column, found: Sequence[Board]) -> Standing:
-    cells = [(board, row, board.cell(row, column)) for board in found for row in board.rows]
+    cells = [(board, row, board.cell(row, column)) for board in found for row in board.rows if board.asks(row, column)]
     counting = [(board, row, cell) for board, row, cell in cells if row in board.attacks]
     measured = [
         (backdoor, f"{row.label} ({board.task}, {board.architecture})" if len(found) > 1 else row.label)
@@ -182,7 +219,7 @@ def _standing(column: Column, found: Sequence[Board]) -> Standing:
         worst_drop=max((cell.figures.clean_drop for _, _, cell in cells if cell.figures), default=math.nan),
         mean_der=_mean(backdoor.der for backdoor, _ in measured),
         seconds=_mean(cell.seconds for _, _, cell in cells),
-        statuses=Counter(cell.status for _, _, cell in cells),
+        statuses=Counter(cell.verdict for _, _, cell in cells),
     )
 
 
@@ -191,10 +228,37 @@ def _boards(records: Sequence[Record]) -> list[Board]:
     for record in records:
         groups.setdefault((record.task, record.architecture), []).append(record)
     varied = _with_several_reserves(records)
-    return [_board(task, architecture, group, varied) for (task, architecture), group in groups.items()]
+    products = _products(records, varied)
+    return [
+        _board(place, group, varied, [product for product in products if place in product.places])
+        for place, group in groups.items()
+    ]
 
 
-def _board(task: str, architecture: str, records: Sequence[Record], varied: Collection[str]) -> Board:
+@dataclass(frozen=True)
+class _Product:
+    """One cross-product of a suite, as far as records know it. places: task and architecture of its boards."""
+
+    places: set[tuple[str, str]] = field(default_factory=set)
+    rows: set[str] = field(default_factory=set)
+    columns: set[str] = field(default_factory=set)
+
+
+def _products(records: Sequence[Record], varied: Collection[str]) -> list[_Product]:
+    found: dict[tuple[str, int], _Product] = {}
+    for record in records:
+        for part in record.parts:
+            product = found.setdefault((record.suite, part), _Product())
+            product.places.add((record.task, record.architecture))
+            product.rows.add(attack_label(record))
+            product.columns.add(_column(record, varied).label)
+    return list(found.values())
+
+
+def _board(
+    place: tuple[str, str], records: Sequence[Record], varied: Collection[str], products: Sequence[_Product]
+) -> Board:
+    task, architecture = place
     failed = {attack_label(record) for record in records if record.status is Status.ATTACK_FAILED}
     rows = dict.fromkeys(Row(label := attack_label(record), record.family, label in failed) for record in records)
     return Board(
@@ -203,11 +267,13 @@ def _board(task: str, architecture: str, records: Sequence[Record], varied: Coll
         rows=tuple(sorted(rows, key=lambda row: row.control)),
         columns=tuple(dict.fromkeys(_column(record, varied) for record in records)),
         cells={(attack_label(record), _column(record, varied).label): _cell(record) for record in records},
+        asked=tuple((product.rows, product.columns) for product in products),
     )
 
 
 def _cell(record: Record) -> Cell:
-    return Cell(record.status, record.reason, record.expected, figures(record), defense_seconds(record))
+    found = figures(record)
+    return Cell(record.status, record.verdict, record.reason, record.expected, found, defense_seconds(record))
 
 
 def _with_several_reserves(records: Sequence[Record]) -> set[str]:

@@ -27,6 +27,7 @@ class Case:
     """task_name: as the user wrote it. reserve: clean images that the defender holds. min_undefended_asr: below it
     an attack counts as failed and its defended cases say so. collapse: a defended clean accuracy below this share
     of the undefended one is a collapse. expected: why this case is expected to break its gate ('' if it is not).
+    parts: the cross-products of the suite that it stands in, from 0, the suite's own.
     """
 
     suite: str
@@ -42,6 +43,7 @@ class Case:
     min_undefended_asr: float = 0.5
     collapse: float = 0.5
     expected: str = ""
+    parts: tuple[int, ...] = (0,)
 
     @cached_property
     def id(self) -> str:

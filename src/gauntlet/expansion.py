@@ -241,14 +241,15 @@ def expand(
     """
     _check_names(suite, registry, tasks)
     found: dict[str, Case] = {}
-    for block, chosen in blocks_for(suite, tasks):
+    for number, (block, chosen) in enumerate(blocks_for(suite, tasks)):
         for case in _expand_block(block, registry, facts_of, chosen, seeds, recipe or {}):
-            first = found.setdefault(case.id, case)
-            if first is not case and (different := _difference(first, case)):
+            first = found.get(case.id)
+            if first is not None and (different := _difference(first, case)):
                 raise SettingError(
                     f"{suite.file}: two parts mean different cases by {case.id}: {different}, which ids don't show; "
                     "legal: the same in both parts, or a suite of its own for one of them"
                 )
+            found[case.id] = replace(first or case, parts=(*(first.parts if first else ()), number))
     return list(found.values())
 
 
@@ -259,7 +260,8 @@ def _difference(first: Case, second: Case) -> str:
     """
     if first.defense.leaves_victim:
         second = replace(second, reserve=first.reserve)
-    pairs = {field.name: (vars(first)[field.name], vars(second)[field.name]) for field in fields(Case)}
+    names = [field.name for field in fields(Case) if field.name != "parts"]
+    pairs = {name: (vars(first)[name], vars(second)[name]) for name in names}
     recipes = [values(recipe) for recipe in pairs.pop("recipe")]
     pairs |= {f"recipe.{name}": (recipes[0][name], recipes[1][name]) for name in recipes[0]}
     return ", ".join(f"{name} = {one} and {other}" for name, (one, other) in pairs.items() if one != other)

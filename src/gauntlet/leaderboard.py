@@ -74,6 +74,7 @@ def _identity(record: Record) -> dict[str, Any]:
         "stage": record.stage,
         "reserve": record.reserve,
         "status": str(record.status),
+        "gated": record.gate.asks,
         "reason": record.reason,
         "expected": record.expected,
         "seeds": " ".join(map(str, record.seeds)),

@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "UNGATED",
+    "VERDICTS",
     "BackdoorCounts",
     "Cost",
     "Counts",
@@ -41,6 +43,12 @@ class Status(StrEnum):
     NOT_APPLICABLE = "not-applicable"
     ERROR = "error"
     NOT_RUN = "not-run"
+
+
+UNGATED = "ungated"
+"""What tables say in the place of a pass where the suite asks nothing of the case."""
+VERDICTS = (Status.PASS.value, UNGATED, *(status.value for status in Status if status is not Status.PASS))
+"""The words for a case in tables."""
 
 
 class Counts(_Frozen):
@@ -197,6 +205,11 @@ class Gate(_Frozen):
     min_poison_removed: float | None = Field(default=None, ge=0, le=1)
     flagged: bool | None = None
 
+    @property
+    def asks(self) -> bool:
+        """Whether there is any threshold."""
+        return any(value is not None for value in self.model_dump().values())
+
 
 class Provenance(_Frozen):
     """Where a result comes from."""
@@ -214,7 +227,9 @@ class Provenance(_Frozen):
 
 
 class Record(_Frozen):
-    """One cell of the leaderboard. reason: why it is not a pass, in one sentence (empty for a pass)."""
+    """One cell of the leaderboard. reason: why it is not a pass, in one sentence (empty for a pass). parts: the
+    cross-products of its suite that it stands in: 0 is the suite's own, the others its parts.
+    """
 
     id: str
     suite: str
@@ -234,4 +249,10 @@ class Record(_Frozen):
     scores: tuple[SeedScore, ...] = ()
     gate: Gate = Gate()
     costs: tuple[Cost, ...] = ()
+    parts: tuple[int, ...] = (0,)
     provenance: Provenance
+
+    @property
+    def verdict(self) -> str:
+        """The status in the words of tables, which tell a case that kept its gate from one that has none."""
+        return UNGATED if self.status is Status.PASS and not self.gate.asks else self.status.value

@@ -101,6 +101,7 @@ class Session:
             scores=outcome.scores if outcome else (),
             gate=case.gate,
             costs=outcome.costs if outcome else (),
+            parts=case.parts,
             provenance=provenance(self.facts[case.task_name], self.context.device, self.started),
         )
 

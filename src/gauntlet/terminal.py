@@ -13,20 +13,19 @@ from rich.text import Text
 
 from gauntlet.board import Board, Cell, Column, Row, Standing, ranked
 from gauntlet.findings import Findings, findings
-from gauntlet.records import Record, Status
+from gauntlet.records import UNGATED, Record, Status
 from gauntlet.wording import DASH, percent, provenance_lines, standing_text, status_text, summary_line
 
 __all__ = ["print_leaderboard"]
 
 _STYLES = {
-    Status.PASS: "green",
-    Status.FAIL: "bold red",
-    Status.MARGINAL: "yellow",
-    Status.ATTACK_FAILED: "cyan",
-    Status.COLLAPSED: "magenta",
-    Status.NOT_APPLICABLE: "bright_black",
-    Status.ERROR: "bold red reverse",
-    Status.NOT_RUN: "bright_black",
+    Status.PASS.value: "green",
+    UNGATED: "",
+    Status.FAIL.value: "bold red",
+    Status.MARGINAL.value: "yellow",
+    Status.ATTACK_FAILED.value: "cyan",
+    Status.COLLAPSED.value: "magenta",
+    Status.ERROR.value: "bold red reverse",
 }
 _CELL_WIDTH = 14  # of `not-applicable`, the longest status
 _ATTACK_WIDTH = 22
@@ -44,6 +43,7 @@ _HEADINGS = {
 }
 _LEFT = ("defense", "on", "statuses")
 _RANKING = "Defenses by their worst case, in percent. drop: most clean accuracy lost; s: seconds a case"
+_APART = ". Defenses that the suite sets against different attacks are ranked apart"
 
 
 def print_leaderboard(records: Sequence[Record], console: Console, artifacts: Sequence[Path] = ()) -> None:
@@ -109,7 +109,7 @@ def _folded(label: str, width: int) -> str:
 
 
 def _cell(cell: Cell, notes: Sequence[str]) -> Text:
-    style = _STYLES[cell.status]
+    style = _STYLES.get(cell.verdict, "bright_black")
     numbers = ""
     if cell.figures:
         worst = cell.figures.worst
@@ -138,7 +138,8 @@ def _print_ranking(rows: Sequence[Standing], console: Console) -> None:
     if console.width >= 170:
         headings["statuses"] = "statuses"
     console.print()
-    console.print(Text(_RANKING, style="italic"))
+    several = sum(row.rank == 1 for row in rows) > 1
+    console.print(Text(f"{_RANKING}{_APART if several else ''}", style="italic"))
     table = Table(box=None, padding=(0, _GAP, 0, 0))
     for name, heading in headings.items():
         table.add_column(heading, justify="left" if name in _LEFT else "right", no_wrap=name != "statuses")

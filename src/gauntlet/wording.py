@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from gauntlet.board import Cell, Standing
-from gauntlet.records import Record, Status
+from gauntlet.records import VERDICTS, Record, Status
 from gauntlet.stats import Rate
 
 __all__ = [
@@ -57,8 +58,8 @@ def rate_text(rate: Rate) -> str:
 
 
 def status_text(cell: Cell) -> str:
-    """The status in words; a broken gate that the suite expects says so."""
-    return f"{cell.status}, expected" if cell.expected and cell.status is not Status.PASS else str(cell.status)
+    """The verdict in words; a broken gate that the suite expects says so."""
+    return f"{cell.verdict}, expected" if cell.expected and cell.status is not Status.PASS else cell.verdict
 
 
 def cell_text(cell: Cell, notes: Sequence[str] = ()) -> str:
@@ -70,16 +71,16 @@ def cell_text(cell: Cell, notes: Sequence[str] = ()) -> str:
     if cell.figures:
         worst = cell.figures.worst
         parts.append(f"{percent(cell.figures.clean.value)} / {rate_text(worst.asr) if worst else DASH}")
-    if cell.status is not Status.PASS or not parts:
+    if cell.verdict != Status.PASS or not parts:
         parts.append(status_text(cell))
     if cell.note in notes:
         parts.append(f"({notes.index(cell.note) + 1})")
     return " ".join(parts)
 
 
-def status_counts(counts: Mapping[Status, int]) -> str:
-    """`4 pass, 1 fail`, in the order of `Status`."""
-    return ", ".join(f"{counts[status]} {status}" for status in Status if counts.get(status))
+def status_counts(counts: Mapping[str, int]) -> str:
+    """`4 pass, 2 ungated, 1 fail`, in the order of `VERDICTS`."""
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts.get(verdict))
 
 
 def standing_text(standing: Standing) -> dict[str, str]:
@@ -101,7 +102,7 @@ def standing_text(standing: Standing) -> dict[str, str]:
 
 def summary_line(records: Sequence[Record]) -> str:
     """`24 cases, seeds 0 1 2: 10 pass, 3 fail`."""
-    counts = {status: sum(record.status is status for record in records) for status in Status}
+    counts = Counter(record.verdict for record in records)
     seeds = sorted({seed for record in records for seed in record.seeds})
     return f"{len(records)} cases, seeds {' '.join(map(str, seeds))}: {status_counts(counts)}"
 

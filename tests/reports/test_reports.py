@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from gauntlet.records import Status
+from gauntlet.records import Gate, Status
 from gauntlet.report import ReportUnavailableError
 from reports.csv import Csv
 from reports.html import Html
@@ -148,6 +148,13 @@ def test_html_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ReportUnavailableError, match=r"backdoor-gauntlet\[html\]"):
         Html().render(sample())
+
+
+@pytest.mark.parametrize("report", [Html(), Markdown()])
+def test_reports_tell_ungated_from_passed(report: Html | Markdown) -> None:
+    text = report.render([record("badnets", gate=Gate()), record("sig")])
+    assert "1 pass, 1 ungated" in text
+    assert re.search(r"\] ungated|>ungated<", text)
 
 
 @pytest.mark.parametrize("report", [Csv(), Html(), Markdown()])
