@@ -8,7 +8,7 @@ import pytest
 
 from gauntlet.board import Standing, boards, standings
 from gauntlet.leaderboard import frame, pivot, ranking
-from gauntlet.records import Gate, Record, Status
+from gauntlet.records import Counts, Detected, DetectorCounts, Gate, Record, Status
 from gauntlet.stats import wilson
 from gauntlet.wording import cell_text, duration, percent, provenance_lines, size, summary_line
 from tests.sample_records import PROVENANCE, SEEDS, record, sample
@@ -51,6 +51,31 @@ def test_frame_has_one_row_per_record_with_counts_and_intervals() -> None:
     assert row.device == "cpu"
     assert row.seeds == "0 1 2"
     assert row.distance_l_inf == pytest.approx(0.91)
+
+
+def test_every_share_of_images_stands_beside_its_counts() -> None:
+    one = record("badnets", "strip", stage="input detector")
+    found = DetectorCounts(
+        threshold=0.5,
+        clean=Counts(hits=9, n=450),
+        backdoors=(
+            Detected(
+                name="trigger",
+                flagged=Counts(hits=300, n=405),
+                auroc=0.9,
+                at_1=Counts(hits=100, n=405),
+                at_5=Counts(hits=200, n=405),
+            ),
+        ),
+    )
+    one = one.model_copy(update={"scores": tuple(s.model_copy(update={"detector": found}) for s in one.scores)})
+    row = frame([one]).iloc[0]
+    assert (row.caught_hits, row.caught_at_1_hits, row.caught_at_5_hits, row.caught_n) == (900, 300, 600, 1215)
+    assert (row.clean_flagged, row.clean_flagged_hits, row.clean_flagged_n) == (0.02, 27, 1350)
+    assert row.auroc_low < row.auroc < row.auroc_high
+    assert (row.poison_removed_n, row.clean_removed_n) == (0, 0)
+    for name in ("asr_inclusive", "untriggered_hit_rate", "undefended_asr", "undefended_clean_accuracy"):
+        assert row[name] == row[f"{name}_hits"] / row[f"{name}_n"]
 
 
 def test_frame_averages_der_over_seeds() -> None:

@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from gauntlet.curves import curves
 from gauntlet.records import Counts, Record, SeedScore, VerdictCounts
@@ -14,7 +13,7 @@ from gauntlet.stats import Rate, aurocs
 from gauntlet.summary import BackdoorFigures, attack_label, defense_label, figures
 from gauntlet.wording import DASH, rate_text
 
-__all__ = ["Findings", "findings", "values"]
+__all__ = ["Findings", "findings", "rates", "values"]
 
 
 @dataclass(frozen=True)
@@ -159,24 +158,33 @@ def _filter(scores: Sequence[SeedScore]) -> list[str] | None:
     return [_rate([one.poison for one in found]), _rate([one.clean for one in found])] if found else None
 
 
-def values(scores: Sequence[SeedScore]) -> dict[str, Any]:
-    """The same as numbers for the long table: shares in [0, 1], NaN where the stage has no such answer."""
+def rates(scores: Sequence[SeedScore]) -> dict[str, Rate]:
+    """The same as counts for the long table: what was flagged or removed of how many, of 0 without such an answer."""
     detectors = [score.detector for score in scores if score.detector]
     detected = [one for detector in detectors for one in detector.backdoors]
-    verdicts = _verdicts(scores)
     filtered = [score.filtered for score in scores if score.filtered]
-    areas = aurocs(scores).values()
     return {
-        "auroc": min((area.value for area in areas), default=math.nan),
-        "caught": Rate.of([one.flagged for one in detected]).value,
-        "caught_at_1": Rate.of([one.at_1 for one in detected]).value,
-        "caught_at_5": Rate.of([one.at_5 for one in detected]).value,
-        "clean_flagged": Rate.of([detector.clean for detector in detectors]).value,
+        "caught": Rate.of([one.flagged for one in detected]),
+        "caught_at_1": Rate.of([one.at_1 for one in detected]),
+        "caught_at_5": Rate.of([one.at_5 for one in detected]),
+        "clean_flagged": Rate.of([detector.clean for detector in detectors]),
+        "poison_removed": Rate.of([one.poison for one in filtered]),
+        "clean_removed": Rate.of([one.clean for one in filtered]),
+    }
+
+
+def values(scores: Sequence[SeedScore]) -> dict[str, float]:
+    """What is no count of images: NaN where the stage has no such answer."""
+    verdicts = _verdicts(scores)
+    area = min(aurocs(scores).values(), key=lambda area: area.value, default=None)
+    low, high = area.interval if area else (math.nan, math.nan)
+    return {
+        "auroc": area.value if area else math.nan,
+        "auroc_low": low,
+        "auroc_high": high,
         "models_flagged": statistics.fmean(verdict.flagged for verdict in verdicts) if verdicts else math.nan,
         "targets_named": _named(verdicts),
         "anomaly_index": _anomaly(verdicts),
-        "poison_removed": Rate.of([one.poison for one in filtered]).value,
-        "clean_removed": Rate.of([one.clean for one in filtered]).value,
     }
 
 

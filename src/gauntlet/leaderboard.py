@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gauntlet.board import Board, Standing
-from gauntlet.findings import values
+from gauntlet.findings import rates, values
 from gauntlet.records import Poison, Record
 from gauntlet.stats import Rate
 from gauntlet.summary import BackdoorFigures, Figures, defense_seconds, figures, seconds
@@ -25,9 +25,10 @@ _MIB = 2**20
 def frame(records: Sequence[Record]) -> pd.DataFrame:
     """The long table: one row per record and backdoor. Shares in [0, 1], seconds, MiB; NaN where not measured.
 
-    A share X stands beside X_low and X_high (95 % Wilson), X_spread (sample standard deviation over the seeds) and
-    X_hits of X_n. poison_total, poison_share and poison_effective are means over the seeds; auroc to clean_removed are
-    the answers of a defense's stage (`gauntlet.findings`); distance_* are means over images and seeds.
+    A share X of images stands beside X_hits of X_n; clean_accuracy, asr, robust_accuracy also beside X_low and X_high
+    (95 % Wilson) and X_spread (sample standard deviation over the seeds). poison_total, poison_share and
+    poison_effective are means over the seeds; auroc to clean_removed_n are the answers of a defense's stage
+    (`gauntlet.findings`); distance_* are means over images and seeds.
     """
     import pandas as pd
 
@@ -55,7 +56,7 @@ def ranking(standings: Sequence[Standing]) -> pd.DataFrame:
 def _rows(record: Record) -> list[dict[str, Any]]:
     found = figures(record)
     before = _identity(record) | _clean(found)
-    after = _poison(found.poison if found else ()) | values(record.scores) | _cost(record)
+    after = _poison(found.poison if found else ()) | _stage(record) | _cost(record)
     backdoors = found.backdoors if found and found.backdoors else (None,)
     return [before | _backdoor(backdoor) | after | _distances(backdoor) for backdoor in backdoors]
 
@@ -85,19 +86,32 @@ def _share(name: str, rate: Rate | None) -> dict[str, Any]:
     known = rate is not None and rate.n > 0
     low, high = rate.interval if rate is not None and known else (math.nan, math.nan)
     return {
-        name: rate.value if rate else math.nan,
+        **_counted(name, rate),
         f"{name}_low": low,
         f"{name}_high": high,
         f"{name}_spread": rate.spread if rate else math.nan,
+    }
+
+
+def _counted(name: str, rate: Rate | None) -> dict[str, Any]:
+    return {
+        name: rate.value if rate else math.nan,
         f"{name}_hits": rate.hits if rate else 0,
         f"{name}_n": rate.n if rate else 0,
     }
 
 
+def _stage(record: Record) -> dict[str, Any]:
+    found = values(record.scores)
+    for name, rate in rates(record.scores).items():
+        found |= _counted(name, rate)
+    return found
+
+
 def _clean(found: Figures | None) -> dict[str, Any]:
     return {
         **_share("clean_accuracy", found.clean if found else None),
-        "undefended_clean_accuracy": found.undefended_clean.value if found else math.nan,
+        **_counted("undefended_clean_accuracy", found.undefended_clean if found else None),
     }
 
 
@@ -105,9 +119,9 @@ def _backdoor(backdoor: BackdoorFigures | None) -> dict[str, Any]:
     return {
         "backdoor": backdoor.name if backdoor else "",
         **_share("asr", backdoor.asr if backdoor else None),
-        "undefended_asr": backdoor.undefended.value if backdoor else math.nan,
-        "asr_inclusive": backdoor.inclusive.value if backdoor else math.nan,
-        "untriggered_hit_rate": backdoor.untriggered.value if backdoor else math.nan,
+        **_counted("undefended_asr", backdoor.undefended if backdoor else None),
+        **_counted("asr_inclusive", backdoor.inclusive if backdoor else None),
+        **_counted("untriggered_hit_rate", backdoor.untriggered if backdoor else None),
         **_share("robust_accuracy", backdoor.robust if backdoor else None),
         "der": backdoor.der if backdoor else math.nan,
     }
