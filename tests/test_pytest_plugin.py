@@ -109,7 +109,7 @@ def test_a_run_from_header_to_artifacts(bench: Bench) -> None:
             "gauntlet: 6 cases on digits; seeds 0; cpu*",
             f"gauntlet: store {bench.store}: * of 2 victims cached",
             "*test_case[[]digits-shallow_net-none-none[]] PASSED*",
-            "*Leaderboard: 6 cases, seeds 0: 6 pass*",
+            "*Leaderboard: 6 cases, seeds 0: 6 ungated*",
             "*badnets*",
             "commit: *",
             "*leaderboard.csv",
@@ -384,7 +384,7 @@ def test_a_store_that_is_full_costs_no_result(bench: Bench, tmp_path: Path) -> N
     bench.pytester.makeconftest(FULL)
     result = bench.run(f"--store={tmp_path / 'full'}", "-k", "badnets-none or badnets-jpeg", subprocess=True)
     result.assert_outcomes(passed=2, deselected=4)
-    result.stdout.fnmatch_lines(["*UserWarning: * can't be kept in the store *", "*2 cases, seeds 0: 2 pass*"])
+    result.stdout.fnmatch_lines(["*UserWarning: * can't be kept in the store *", "*2 cases, seeds 0: 2 ungated*"])
     assert bench.statuses() == {"badnets-none": "pass", "badnets-jpeg_compression": "pass"}
     assert not (tmp_path / "full" / "victim").exists()
 
@@ -400,7 +400,7 @@ def test_results_on_a_full_disk_leave_the_leaderboard(bench: Bench, monkeypatch:
     result = bench.run("-k", "badnets-none")
     result.assert_outcomes(passed=1, deselected=5)
     lost = "the results folder * can't be written: No space left on device*"
-    result.stdout.fnmatch_lines([f"*{lost}", "*1 cases, seeds 0: 1 pass*", f"The results are not whole: {lost}"])
+    result.stdout.fnmatch_lines([f"*{lost}", "*1 cases, seeds 0: 1 ungated*", f"The results are not whole: {lost}"])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
