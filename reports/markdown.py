@@ -23,6 +23,7 @@ _RANKING = (
     "Ranked by the worst attack success rate (ASR) over the attacks that succeed undefended; controls don't count. "
     "A defense with less coverage never stands above one with more. Defenses that the suite sets against different "
     "attacks are ranked apart. Reference columns are shown below, unranked. "
+    "Robust: triggered images that keep their true class, in the mean; a detector rejects them. "
     "Shares in percent; seconds: the defense's own, a case."
 )
 _CELLS = (

@@ -32,6 +32,7 @@ from attacks.badnets import BadNets
 from attacks.clean_label import CleanLabel
 from gauntlet import wording
 from gauntlet.attack import Backdoor
+from gauntlet.board import standings
 from gauntlet.defense import Repair
 from gauntlet.errors import LeakError
 from gauntlet.evaluation import Predictions, count_backdoor
@@ -395,6 +396,31 @@ def check_t8(bench: Bench) -> None:
     assert control.status is Status.PASS
 
 
+# T9: means hide the worst attack
+
+
+def _rank_by_means(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("gauntlet.board._merit", lambda standing: standing.mean_asr)
+
+
+@trap("T9", _rank_by_means)
+def check_t9(bench: Bench) -> None:
+    found = {"uneven": (0, 60), "even": (35, 35)}
+    records = [
+        _record(Status.PASS, (_score(88, asr),), defense).model_copy(
+            update={"id": f"{place}{defense}", "attack": attack}
+        )
+        for defense, asrs in found.items()
+        for place, (attack, asr) in enumerate(zip(("badnets", "blended"), asrs, strict=True))
+    ]
+    first, second = standings(records)
+    assert (first.column.label, second.column.label) == ("even", "uneven")
+    assert (first.mean_asr, second.mean_asr) == (0.35, 0.3)
+
+
+# T10: robust accuracy ignored
+
+
 @trap("T10", lambda patch: patch.setattr("gauntlet.gates._collapsed", lambda _case, _scores: None))
 def check_t10(bench: Bench) -> None:
     verdict = judge(bench.make_case("badnets", "fine_tuning"), [_score(11, 0, robust=11)])
@@ -403,6 +429,8 @@ def check_t10(bench: Bench) -> None:
 
     table = frame([_record(Status.COLLAPSED, (_score(11, 0, robust=11),))])
     assert [value for name, value in table.iloc[0].items() if name == "robust_accuracy"] == [0.11]
+    (standing,) = standings([_record(Status.COLLAPSED, (_score(11, 0, robust=11),))])
+    assert wording.standing_text(standing)["mean robust"] == "11.0"
 
 
 # T11: the clean reserve overlaps the training set
@@ -550,7 +578,7 @@ def check_t24(bench: Bench) -> None:
         assert cost.device == "cpu"
 
 
-NEEDED = [f"T{number}" for number in (*range(1, 9), 10, 11, 12, 14, 15, 22, 23, 24)]
+NEEDED = [f"T{number}" for number in (*range(1, 13), 14, 15, 22, 23, 24)]
 
 
 def test_every_trap_has_its_check() -> None:

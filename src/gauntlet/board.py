@@ -111,8 +111,9 @@ class Standing:
 
     rank: from 1 among those that the suite sets against the same attacks; None for reference columns and for a defense
     without a single measured attack. measured: attacks with a measured ASR, of `attacks`, those that the suite sets it
-    against. worst: the highest ASR, on `worst_attack`. mean_asr, worst_drop (of clean
-    accuracy, over every measured row, controls included) and mean_der: shares, NaN where nothing was measured.
+    against. worst: the highest ASR, on `worst_attack`. mean_asr, mean_robust (robust accuracy under the same
+    triggers), worst_drop (of clean accuracy, over every measured row, controls included) and mean_der: shares, NaN
+    where nothing was measured.
     seconds: mean of a case, of the defense itself. statuses: how many cells of the column have each verdict.
     """
 
@@ -123,6 +124,7 @@ class Standing:
     worst: Rate | None
     worst_attack: str
     mean_asr: float
+    mean_robust: float
     worst_drop: float
     mean_der: float
     seconds: float
@@ -216,6 +218,7 @@ def _standing(column: Column, found: Sequence[Board]) -> Standing:
         worst=worst.asr if worst else None,
         worst_attack=worst_attack,
         mean_asr=_mean(backdoor.asr.value for backdoor, _ in measured),
+        mean_robust=_mean(backdoor.robust.value for backdoor, _ in measured if backdoor.robust.n),
         worst_drop=max((cell.figures.clean_drop for _, _, cell in cells if cell.figures), default=math.nan),
         mean_der=_mean(backdoor.der for backdoor, _ in measured),
         seconds=_mean(cell.seconds for _, _, cell in cells),

@@ -118,7 +118,7 @@ def _shown(record: Record | None) -> tuple[str, str, str]:
 
 
 def _status(record: Record) -> str:
-    return status_text(Cell(record.status, expected=record.expected))
+    return status_text(Cell(record.status, record.verdict, expected=record.expected))
 
 
 def _changed(old: str, new: str) -> str:

@@ -92,6 +92,7 @@ def standing_text(standing: Standing) -> dict[str, str]:
         "worst ASR": rate_text(standing.worst) if standing.worst else DASH,
         "on": standing.worst_attack or DASH,
         "mean ASR": percent(standing.mean_asr),
+        "mean robust": percent(standing.mean_robust),
         "worst clean drop": percent(standing.worst_drop),
         "mean DER": DASH if math.isnan(standing.mean_der) else f"{standing.mean_der:.2f}",
         "coverage": standing.coverage,

@@ -220,7 +220,7 @@ def _tell(console: Any, record: Record) -> None:
 
     reason = f": {record.reason}" if record.reason else ""
     # As it is: names and settings have brackets, which rich would take for markup.
-    line = Text(f"{defense_label(record)} {record.status} ({duration(seconds(record))}){reason}")
+    line = Text(f"{defense_label(record)} {record.verdict} ({duration(seconds(record))}){reason}")
     console.print(line, soft_wrap=True)
 
 

@@ -150,7 +150,7 @@ def _measured(record: Record) -> Iterator[tuple[str, ...]]:
     found = figures(record)
     # What stands in brackets is said by the row itself.
     reason = record.reason.partition(" (")[0]
-    gate = f"{record.status}: {reason}" if reason else str(record.status)
+    gate = f"{record.verdict}: {reason}" if reason else record.verdict
     name, took = defense_label(record), duration(_seconds(record))
     if found is None:
         yield name, record.stage, DASH, DASH, DASH, DASH, gate, took
