@@ -34,6 +34,16 @@ class Mine(Attack):
     family: ClassVar = Family.CONTROL
     size: Count = 3
 '''
+STAGELESS = """from dataclasses import dataclass
+from gauntlet.defense import Defense
+from gauntlet.plugin import defense
+
+
+@defense
+@dataclass(frozen=True)
+class Mine(Defense):
+    '''Invented for this test.'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +186,11 @@ def test_two_plugins_of_a_kind_in_one_file(tmp_path: Path) -> None:
         ("def broken(:\n", "SyntaxError"),
         ("raise SystemExit(3)\n", "SystemExit: 3"),
         (ATTACK.replace('"""Invented for this test."""', ""), "TypeError: .*needs a docstring"),
+        (ATTACK.replace("Mine(Attack)", "Mine"), r"TypeError: .*failing.Mine .* must derive gauntlet.attack.Attack"),
+        (ATTACK.replace("family: ClassVar = Family.CONTROL", ""), "TypeError: .*failing.Mine has no family"),
+        (ATTACK.replace("@dataclass(frozen=True)\n", ""), r"TypeError: .*failing.Mine must be a frozen dataclass"),
+        (ATTACK.replace("@attack\n", "").replace("class Mine", "@attack\nclass Mine"), "TypeError: .*below @attack"),
+        (STAGELESS, "TypeError: .*failing.Mine has no stage: derive the base of a stage"),
     ],
 )
 def test_a_module_that_fails_is_named_with_the_cause(tmp_path: Path, text: str, cause: str) -> None:

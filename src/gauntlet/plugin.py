@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -21,11 +20,35 @@ class Kind(StrEnum):
     REPORT = "reports"
 
 
+_BASES = {
+    Kind.TASK: ("gauntlet.task.TaskSource", "", ""),
+    Kind.MODEL: ("gauntlet.architecture.Architecture", "", ""),
+    Kind.ATTACK: (
+        "gauntlet.attack.Attack",
+        "family",
+        "write family: ClassVar[Family] = Family.DIRTY_LABEL, or another",
+    ),
+    Kind.DEFENSE: ("gauntlet.defense.Defense", "stage", "derive the base of a stage, such as gauntlet.defense.Repair"),
+    Kind.REPORT: ("gauntlet.report.Report", "filename", 'write filename: ClassVar[str] = "NAME.txt", or another'),
+}
+"""Each kind's base, what a class must have that the base only announces, and how to get it. By name: importing the
+bases would load torch.
+"""
+
+
 def _mark(cls: C, kind: Kind) -> C:
-    if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise TypeError(f"{cls.__module__}.{cls.__qualname__} must be a frozen dataclass: @dataclass(frozen=True)")
+    who = f"{cls.__module__}.{cls.__qualname__}"
+    base, announced, remedy = _BASES[kind]
+    if base not in {f"{each.__module__}.{each.__qualname__}" for each in cls.__mro__}:
+        raise TypeError(f"{who} is marked @{kind.name.lower()} and must derive {base}")
+    if announced and not any(announced in vars(each) for each in cls.__mro__):
+        raise TypeError(f"{who} has no {announced}: {remedy}")
+    # What a base was decorated with says nothing of the fields of this class.
+    own = vars(cls).get("__dataclass_params__")
+    if own is None or not own.frozen:
+        raise TypeError(f"{who} must be a frozen dataclass: @dataclass(frozen=True), below @{kind.name.lower()}")
     if not cls.__doc__ or cls.__doc__.startswith(f"{cls.__name__}("):
-        raise TypeError(f"{cls.__module__}.{cls.__qualname__} needs a docstring with its source")
+        raise TypeError(f"{who} needs a docstring with its source")
     cls.plugin_kind = kind  # type: ignore[attr-defined]
     return cls
 
