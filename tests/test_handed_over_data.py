@@ -19,7 +19,6 @@ from gauntlet.images import ImageSet
 from gauntlet.labels import AllToOne
 from gauntlet.memory import Memory
 from gauntlet.pipeline import Context, tools_for
-from gauntlet.plugin import attack
 from gauntlet.prepared import prepare_raw
 from gauntlet.records import Counts
 from gauntlet.settings import paths_in
@@ -125,7 +124,6 @@ class _Inner:
     picture: Path
 
 
-@attack
 @dataclass(frozen=True)
 class _Filed:
     """Files as settings, by hand."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from gauntlet.errors import missing
 from gauntlet.facts import TaskFacts
 
 __all__ = ["Architecture"]
@@ -46,4 +47,4 @@ class Architecture:
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         """A module from normalised images of `shape` (C, H, W) to logits, initialised from torch's generator."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "build"))

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gauntlet.errors import missing
 from gauntlet.facts import TaskFacts
 from gauntlet.federated.updates import Trajectory
 from gauntlet.images import Images, ImageSet
@@ -108,8 +109,8 @@ class Attack:
     @property
     def backdoors(self) -> tuple[Backdoor, ...]:
         """The triggers that the evaluator stamps on test images, with the labels they should yield."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "backdoors"))
 
     def mount(self, view: AttackerView) -> Mounted:
         """Poison, train, and hand over."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "mount"))

@@ -11,10 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gauntlet.errors import SettingError
+from gauntlet.errors import SettingError, missing
 from gauntlet.facts import TaskFacts
-from gauntlet.images import Images, ImageSet, chunks, to_float, to_uint8
+from gauntlet.images import Images, ImageSet, checked_images, checked_levels, chunks, to_float, to_uint8
 from gauntlet.network import Network
+from gauntlet.plugin import name_of
 from gauntlet.views import DefenderView, OracleView
 
 __all__ = [
@@ -77,7 +78,7 @@ class Reference(Defense):
 
     def rebuild(self, view: OracleView) -> Network:
         """The network of this column."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "rebuild"))
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Filter(Defense):
 
     def keep(self, view: DefenderView) -> Tensor:
         """bool [len(view.training)]: True for a sample to train on."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "keep"))
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class InTraining(Defense):
 
     def train(self, view: DefenderView) -> Network:
         """A network trained on view.training."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "train"))
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Repair(Defense):
 
     def repair(self, view: DefenderView) -> Network:
         """The repaired network; view.victim may be changed in place."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "repair"))
 
 
 @dataclass(frozen=True)
@@ -130,20 +131,23 @@ class Preprocessing(Defense):
 
     def transform(self, images: Images, generator: torch.Generator) -> Images:
         """float [N, C, H, W] in [0, 1] to the same, any device; random draws come from `generator`."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "transform"))
 
     def transform_levels(self, levels: Tensor, generator: torch.Generator) -> Tensor:
         """`transform` of images of 8 bits, uint8 [N, C, H, W] to uint8: what the engine asks for.
 
         Override it, with the same result, where a transform can do without the way through floats.
         """
-        return to_uint8(self.transform(to_float(levels), generator))
+        changed = self.transform(to_float(levels), generator)
+        return to_uint8(checked_images(changed, levels.shape, f"{name_of(self)}'s transform"))
 
     def transform_training(self, training: ImageSet, generator: torch.Generator) -> ImageSet:
         """The training set that apply_fit trains on; by default every image transformed, rounded to 8 bits."""
         images = training.images()
+        who = f"{name_of(self)}'s transform_levels"
         for part in chunks(len(images), 4096):
-            images[part] = self.transform_levels(images[part], generator)
+            given = images[part]
+            images[part] = checked_levels(self.transform_levels(given, generator), given.shape, who)
         return ImageSet.of(images, training.labels)
 
 
@@ -171,7 +175,7 @@ class InputDetector(Defense):
 
     def scorer(self, view: DefenderView) -> Scorer:
         """What judges the inputs; view.reserve holds the images that `learns_from` asks for."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "scorer"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +203,7 @@ class ModelVerdict(Defense):
 
     def inspect(self, view: DefenderView) -> Inspection:
         """The verdict on view.victim, which may be changed in place."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "inspect"))
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,7 @@ class Aggregation(Defense):
 
         Without a defense it is rate * mean(updates) = (eta / N) * sum(updates) (`gauntlet.federated.rounds`).
         """
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "aggregate"))
 
 
 def require_reserve(defense: Defense, name: str, size: int) -> None:

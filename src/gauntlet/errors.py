@@ -15,6 +15,7 @@ __all__ = [
     "ShapeError",
     "StoreError",
     "UnknownNameError",
+    "missing",
     "nearest",
 ]
 
@@ -59,6 +60,12 @@ class LeakError(GauntletError):
 
 class NotApplicableError(Exception):
     """This defense says nothing about this attack; the message is the reason that the leaderboard shows."""
+
+
+def missing(plugin: object, method: str) -> str:
+    """What a base says of a class that lacks the method that it asks for."""
+    cls = type(plugin)
+    return f"{cls.__module__.rpartition('.')[2]}: the class {cls.__qualname__} has no method {method}"
 
 
 def nearest(name: str, known: Iterable[str], what: str) -> UnknownNameError:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["ImageSet", "Images", "chunks", "quantize", "to_float", "to_uint8"]
+from gauntlet.errors import GauntletError
+
+__all__ = ["ImageSet", "Images", "checked_images", "checked_levels", "chunks", "quantize", "to_float", "to_uint8"]
 
 Images: TypeAlias = Tensor
 """float32 [N, C, H, W] in [0, 1]."""
+
+_ROUNDING = 1e-3
+"""What arithmetic may add to either end of [0, 1], a quarter of a level: rounding to 8 bits clips it."""
 
 
 def to_float(images: Tensor) -> Images:
@@ -24,6 +29,38 @@ def to_float(images: Tensor) -> Images:
 def to_uint8(images: Images) -> Tensor:
     """float [0, 1] to uint8 [0, 255], rounded to the nearest level and clipped."""
     return images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def checked_images(images: object, shape: Sequence[int], who: str) -> Images:
+    """What somebody's code gave for images of `shape`; GauntletError, naming `who`, unless they are such floats."""
+    due = f"float images {list(shape)} in [0, 1]"
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.shape != tuple(shape):
+        raise GauntletError(f"{who} gave {_kind(images)}; due: {due}")
+    if images.numel():
+        # Both at once: on CUDA one wait.
+        lowest, highest = torch.stack(images.detach().aminmax()).tolist()
+        # Written so that NaN, which both then are, is refused too.
+        if not (lowest >= -_ROUNDING and highest <= 1 + _ROUNDING):
+            raise GauntletError(f"{who} gave values from {lowest:g} to {highest:g}; due: {due}")
+    return images
+
+
+def checked_levels(levels: object, shape: Sequence[int], who: str) -> Tensor:
+    """The same for images of 8 bits."""
+    if not isinstance(levels, Tensor) or levels.dtype != torch.uint8 or levels.shape != tuple(shape):
+        raise GauntletError(f"{who} gave {_kind(levels)}; due: uint8 images {list(shape)}")
+    return levels
+
+
+def _check_base(images: object) -> None:
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
+        raise GauntletError(f"an image set was given {_kind(images)} for images; due: uint8 [N, C, H, W], 0 to 255")
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return "None" if value is None else type(value).__name__
 
 
 def quantize(images: Images) -> Images:
@@ -52,9 +89,18 @@ class ImageSet:
     changed: Tensor
     auxiliary: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        # Floats in [0, 1] would train as images that are all but black.
+        for images in (self.base, self.changed):
+            _check_base(images)
+        labels = self.labels
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (len(self.rows),):
+            raise GauntletError(f"an image set was given {_kind(labels)} for labels; due: int64 [{len(self.rows)}]")
+
     @classmethod
     def of(cls, images: Tensor, labels: Tensor, auxiliary: Tensor | None = None) -> ImageSet:
         """All of `images` (uint8 NCHW) with `labels`, unchanged."""
+        _check_base(images)
         return cls(images, torch.arange(len(images), device=images.device), labels, images[:0], auxiliary)
 
     def __len__(self) -> int:

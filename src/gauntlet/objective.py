@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gauntlet.errors import missing
 from gauntlet.images import Images
 from gauntlet.network import Network
 
@@ -33,7 +34,7 @@ class Objective:
 
     def loss(self, network: Network, batch: Batch) -> Tensor:
         """The scalar that is minimised."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "loss"))
 
     def modules(self) -> list[nn.Module]:
         """Further modules whose parameters are trained along with the network's."""

@@ -49,7 +49,7 @@ def _mark(cls: C, kind: Kind) -> C:
         raise TypeError(f"{who} must be a frozen dataclass: @dataclass(frozen=True), below @{kind.name.lower()}")
     if not cls.__doc__ or cls.__doc__.startswith(f"{cls.__name__}("):
         raise TypeError(f"{who} needs a docstring with its source")
-    cls.plugin_kind = kind  # type: ignore[attr-defined]
+    cls.plugin_kind = kind
     return cls
 
 

@@ -10,10 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from gauntlet.attack import Attack, Backdoor, Mounted
-from gauntlet.errors import SettingError
+from gauntlet.errors import GauntletError, SettingError, missing
 from gauntlet.facts import TaskFacts
-from gauntlet.images import Images, ImageSet, to_float, to_uint8
+from gauntlet.images import Images, ImageSet, checked_images, to_float, to_uint8
 from gauntlet.labels import AllToOne, LabelMap
+from gauntlet.plugin import name_of
 from gauntlet.settings import Count, Probability
 from gauntlet.views import AttackerView
 
@@ -90,7 +91,7 @@ class Poisoning(Attack):
 
     def trigger(self, images: Images) -> Images:
         """What the evaluator stamps on test images, and by default on poisoned training images too."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "trigger"))
 
     @property
     def label_map(self) -> LabelMap:
@@ -185,8 +186,14 @@ class Poisoning(Attack):
         chosen = self.choose(view)
         clean = view.training
         labels = clean.labels[chosen]
-        images = to_uint8(self.poison_images(view, to_float(clean.images(chosen)), labels))
-        new_labels = self._new_labels(view, chosen)
+        given, who = to_float(clean.images(chosen)), name_of(self)
+        shape = given.shape
+        made = checked_images(self.poison_images(view, given, labels), shape, f"{who}'s trigger or poison_images")
+        images, new_labels = to_uint8(made), self._new_labels(view, chosen)
+        if len(chosen) and not 0 <= int(new_labels.min()) <= int(new_labels.max()) < view.facts.classes:
+            raise GauntletError(
+                f"{who}'s labels of poisoned images are no classes; legal: 0 to {view.facts.classes - 1}"
+            )
         return deploy(clean, chosen, images, new_labels, self.deploy, view.generator("delivered order"))
 
     def train(self, view: AttackerView, poison: Poison) -> Mounted:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gauntlet.errors import GauntletError
+from gauntlet.errors import GauntletError, missing
 from gauntlet.records import Record
 
 __all__ = ["Report", "ReportUnavailableError"]
@@ -26,4 +26,4 @@ class Report:
         """The whole file as text; '' where there is nothing to show, and no file is written. Raises
         ReportUnavailableError, with the remedy, without its dependency.
         """
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "render"))

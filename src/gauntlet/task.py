@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from gauntlet.errors import missing
+
 __all__ = ["LoadContext", "RawTask", "TaskSource"]
 
 
@@ -61,4 +63,4 @@ class TaskSource:
 
     def load(self, context: LoadContext) -> RawTask:
         """Read, or download, the data; DataError says what is missing and where it was looked for."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "load"))
