@@ -35,9 +35,11 @@ from gauntlet.images import ImageSet
 from gauntlet.keys import key
 from gauntlet.mounting import attacker_view, rounds_of, trajectory_in, victim_spec
 from gauntlet.network import Network
+from gauntlet.plugin import name_of
 from gauntlet.store import Obtained
 from gauntlet.toolbox import EngineTools, Lent, NetworkCodec, describe, state_of
 from gauntlet.training import features
+from gauntlet.turns import expected, kept, turn
 from gauntlet.views import DefenderView, Draws, OracleView
 
 __all__ = ["Defended", "defend", "defended_spec", "defender_view"]
@@ -86,8 +88,9 @@ def defend(
         if isinstance(defense, Aggregation):
             return _federated(defense, attack, tools)
         view = defender_view(defense, attack, mounted.value, codec.copy_of_victim(), reserve, tools)
-        with acting_as(Role.DEFENDER):
-            return _answer(defense, view, codec.copy_of_victim)
+        with turn(Role.DEFENDER, view.draws, "answer"):
+            answered = _answer(defense, view, codec.copy_of_victim)
+        return replace(answered, network=kept(answered.network, tools, name_of(defense)))
 
     return tools.store.obtain(
         "defended", key(spec), spec, codec, make, recompute=tools.recompute, device=str(tools.device)
@@ -168,12 +171,15 @@ def _facts_for_defender(facts: TaskFacts, delivered: Tensor | None) -> TaskFacts
 
 def _answer(defense: Defense, view: DefenderView, fresh: Callable[[], Network]) -> Defended:
     """Run the one method of the defense's stage. fresh: the victim as it was, since the view's may be changed."""
+    name = name_of(defense)
     if isinstance(defense, Filter):
-        keep = defense.keep(view).cpu()
-        return Defended(_retrain(keep, view), keep=keep)
+        count = len(view.training)
+        keep = expected(defense.keep(view), Tensor, f"{name}'s keep", f"a bool tensor [{count}]").cpu()
+        return Defended(_retrain(keep, view, name), keep=keep)
     if isinstance(defense, ModelVerdict):
-        inspection = _checked(defense.inspect(view), view.facts)
-        return Defended(inspection.network or fresh(), inspection=replace(inspection, network=None))
+        inspection = _checked(expected(defense.inspect(view), Inspection, f"{name}'s inspect"), view.facts, name)
+        network = fresh() if inspection.network is None else inspection.network
+        return Defended(network, inspection=replace(inspection, network=None))
     return Defended(_network(defense, view))
 
 
@@ -182,49 +188,64 @@ def _federated(defense: Aggregation, attack: Attack, tools: EngineTools) -> Defe
     if not isinstance(attack, Federation):
         raise NotApplicableError("the attack is no federation: there are no updates to aggregate")
     defense.check_updates(attack.sampled)
+    who, draws = f"{name_of(defense)}'s aggregate", Draws(tools.seed)
 
     def aggregate(updates: Tensor, rate: float, number: int) -> Tensor:
+        size = updates.shape[1]
+        due = f"a finite float32 tensor [{size}]"
         generator = randomness.generator(tools.seed, "aggregation", f"round {number}")
-        with acting_as(Role.DEFENDER):
-            return defense.aggregate(updates, rate, generator)
+        with turn(Role.DEFENDER, draws, "aggregation", f"round {number}"):
+            step = expected(defense.aggregate(updates, rate, generator), Tensor, who, due)
+        if step.dtype != torch.float32 or step.shape != (size,) or not step.isfinite().all():
+            raise GauntletError(f"{who} gave {step.dtype} {list(step.shape)} or values that are not finite; due: {due}")
+        return step
 
-    with acting_as(Role.ATTACKER):
+    # The purpose of the attack's own turn: without a defense the same federation.
+    with turn(Role.ATTACKER, draws, "mount"):
         mounted = attack.federate(attacker_view(tools), aggregate)
-    return Defended(mounted.network, trajectory=mounted.trajectory)
+    return Defended(kept(mounted.network, tools, name_of(attack)), trajectory=mounted.trajectory)
 
 
 def _network(defense: Defense, view: DefenderView) -> Network:
+    name = name_of(defense)
     if isinstance(defense, Reference) and isinstance(view, OracleView):
-        return defense.rebuild(view)
+        return expected(defense.rebuild(view), Network, f"{name}'s rebuild")
     if isinstance(defense, InTraining):
-        return defense.train(view)
+        return expected(defense.train(view), Network, f"{name}'s train")
     if isinstance(defense, Repair):
-        return defense.repair(view)
+        return expected(defense.repair(view), Network, f"{name}'s repair")
     if isinstance(defense, InputDetector):
         return view.victim
     if isinstance(defense, Preprocessing):
         if not defense.apply_fit:
             return view.victim
-        training = defense.transform_training(view.training, view.generator("preprocessing"))
+        transformed = defense.transform_training(view.training, view.generator("preprocessing"))
+        training = expected(transformed, ImageSet, f"{name}'s transform_training")
         return view.tools.train(training, "training", shared=True)
     raise GauntletError(f"{type(defense).__name__} derives none of the bases in gauntlet.defense")
 
 
-def _checked(inspection: Inspection, facts: TaskFacts) -> Inspection:
+def _checked(inspection: Inspection, facts: TaskFacts, name: str) -> Inspection:
     """Raise GauntletError for a verdict that doesn't speak of the task's classes."""
-    shape = tuple(inspection.anomaly.shape)
-    if shape != (facts.classes,) or not inspection.anomaly.isfinite().all():
-        raise GauntletError(f"the verdict's anomaly has the shape {shape}, or is not finite; one finite number a class")
+    due = f"a finite float tensor [{facts.classes}]"
+    anomaly = expected(inspection.anomaly, Tensor, f"{name}'s inspect as `anomaly`", due)
+    if anomaly.shape != (facts.classes,) or not anomaly.isfinite().all():
+        raise GauntletError(
+            f"{name}'s anomaly has the shape {list(anomaly.shape)}, or is not finite; due: one finite number a class"
+        )
+    due = "a tuple of classes, as ints"
+    for suspect in expected(inspection.suspects, tuple, f"{name}'s inspect as `suspects`", due):
+        expected(suspect, int, f"{name}'s inspect among `suspects`", due)
     if not set(inspection.suspects) <= set(range(facts.classes)):
-        raise GauntletError(f"the verdict names the classes {inspection.suspects}; legal: 0 to {facts.classes - 1}")
+        raise GauntletError(f"{name} names the classes {inspection.suspects}; legal: 0 to {facts.classes - 1}")
     return inspection
 
 
-def _retrain(keep: Tensor, view: DefenderView) -> Network:
+def _retrain(keep: Tensor, view: DefenderView, name: str) -> Network:
     if keep.dtype != torch.bool or keep.shape != view.training.labels.shape:
-        raise GauntletError(f"the filter gave {keep.dtype} {tuple(keep.shape)}; a bool for each training sample is due")
+        raise GauntletError(f"{name}'s keep gave {keep.dtype} {list(keep.shape)}; due: a bool for each training sample")
     if not keep.any():
-        raise GauntletError("the filter removed the whole training set")
+        raise GauntletError(f"{name} removed the whole training set")
     return view.tools.train(view.training.subset(keep), "training", shared=True)
 
 

@@ -13,15 +13,18 @@ from torch import Tensor
 from gauntlet.artifacts import TensorsCodec
 from gauntlet.attack import Attack, Mounted
 from gauntlet.dataset import TaskData
+from gauntlet.errors import GauntletError
 from gauntlet.federated.updates import Trajectory
 from gauntlet.fingerprint import fingerprint, versions
-from gauntlet.guard import Role, acting_as
+from gauntlet.guard import Role
 from gauntlet.images import ImageSet
 from gauntlet.keys import key
+from gauntlet.plugin import name_of
 from gauntlet.precision import arithmetic
 from gauntlet.settings import values
 from gauntlet.store import Obtained
 from gauntlet.toolbox import EngineTools, Lent, NetworkCodec, describe, state_of
+from gauntlet.turns import expected, kept, turn
 from gauntlet.views import AttackerView, Draws
 
 __all__ = ["attacker_view", "mount", "rounds_of", "trajectory_in", "victim_spec"]
@@ -69,8 +72,10 @@ def mount(attack: Attack, tools: EngineTools) -> Obtained[Mounted]:
         return replace(known, cached=True)
 
     def make() -> Mounted:
-        with acting_as(Role.ATTACKER):
-            return attack.mount(attacker_view(tools))
+        view = attacker_view(tools)
+        with turn(Role.ATTACKER, view.draws, "mount"):
+            mounted = attack.mount(view)
+        return _checked(mounted, tools, f"{name_of(attack)}'s mount")
 
     obtained = tools.store.obtain(
         "victim",
@@ -83,6 +88,20 @@ def mount(attack: Attack, tools: EngineTools) -> Obtained[Mounted]:
     )
     tools.memory.put(name, obtained, _tensors(obtained.value, tools.data))
     return obtained
+
+
+def _checked(mounted: object, tools: EngineTools, who: str) -> Mounted:
+    """What the attack left, with the network that will be read from the store; GauntletError when it is no such."""
+    left = expected(mounted, Mounted, who)
+    count = len(expected(left.training, ImageSet, who, "an ImageSet as `training`"))
+    due = f"`poisoned` as bool and `sources` as int64, [{count}] like its training set"
+    poisoned, sources = (expected(part, Tensor, who, due) for part in (left.poisoned, left.sources))
+    kinds = [(part.dtype, tuple(part.shape)) for part in (poisoned, sources)]
+    if kinds != [(torch.bool, (count,)), (torch.int64, (count,))]:
+        raise GauntletError(
+            f"{who} gave {' and '.join(f'{dtype} {list(shape)}' for dtype, shape in kinds)}; due: {due}"
+        )
+    return replace(left, network=kept(left.network, tools, who))
 
 
 def _tensors(mounted: Mounted, data: TaskData) -> list[Tensor]:

@@ -213,9 +213,10 @@ class EngineTools:
         if not name:
             return self.architecture
         if name not in self.others:
+            known = "".join(f", {other}" for other in sorted(self.others))
             raise GauntletError(
-                f"{name!r} is no architecture that the attack's `models` declares; legal: the case's own, "
-                f"{', '.join(sorted(self.others)) or 'no other'}"
+                f"{name!r} is no architecture that may be trained here; legal: the case's own{known}; an attack "
+                "declares others by `models`, a defense has none"
             )
         return self.others[name]
 
