@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,8 +30,11 @@ from gauntlet.images import ImageSet
 from gauntlet.keys import key
 from gauntlet.mounting import mount, victim_spec
 from gauntlet.network import Network
+from gauntlet.options import Options
 from gauntlet.pipeline import Context, tools_for
 from gauntlet.recipe import Recipe
+from gauntlet.records import Status
+from gauntlet.session import open_session
 from gauntlet.views import AttackerView, DefenderView
 from tests.sample_cases import CaseMaker
 
@@ -240,3 +244,41 @@ def test_what_an_attack_hands_over_is_checked(which: str, context: Context, make
     case = replace(make_case("badnets", recipe=SHORT, model="shallow_net"), attack=Mounting(which=which))
     with pytest.raises(GauntletError, match=MOUNTS[which][1]):
         mount(case.attack, tools_for(case, 0, context))
+
+
+LEAVING = """import sys
+from dataclasses import dataclass
+from gauntlet.defense import Repair
+from gauntlet.plugin import defense
+
+
+@defense
+@dataclass(frozen=True)
+class Leaving(Repair):
+    '''Of this test.'''
+
+    def repair(self, view):
+        sys.exit(3)
+"""
+SUITE = """
+tasks = ["digits"]
+architectures = ["shallow_net"]
+attacks = ["badnets"]
+defenses = ["leaving", "none"]
+seeds = [0]
+reserve = 10
+[recipe]
+epochs = 1
+"""
+
+
+def test_a_plug_in_that_leaves_the_process_stops_its_own_case_alone(tmp_path: Path) -> None:
+    (tmp_path / "leaving.py").write_text(LEAVING, encoding="utf-8")
+    (tmp_path / "suite.toml").write_text(SUITE, encoding="utf-8")
+    store, plugins = tmp_path / "store", (tmp_path / "leaving.py",)
+    options = Options(suites=(str(tmp_path / "suite.toml"),), plugins=plugins, store=store, device="cpu")
+    session = open_session(options, pytest.fail)
+    found = {case.defense.stage: session.attempt(case)[0] for case in session.cases}
+    assert found[Stage.REPAIR].status is Status.ERROR
+    assert found[Stage.REPAIR].reason == "sys.exit(3) was called in the case; raise an exception instead"
+    assert found[Stage.REFERENCE].status is Status.PASS

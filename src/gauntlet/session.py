@@ -75,6 +75,10 @@ class Session:
             return self.record(case, Verdict(Status.NOT_APPLICABLE, str(reason))), None
         except GauntletError as error:
             return self.record(case, Verdict(Status.ERROR, str(error))), error
+        except SystemExit as stop:
+            # Somebody's code wants out of the process, in which other cases wait.
+            exited = GauntletError(f"sys.exit({stop.code!r}) was called in the case; raise an exception instead")
+            return self.record(case, Verdict(Status.ERROR, str(exited))), exited
         except Exception as error:
             text = " ".join(f"{type(error).__name__}: {error}".split())
             return self.record(case, Verdict(Status.ERROR, text)), error
