@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from gauntlet.attack import Family
+from gauntlet.attack import Backdoor, Family
 from gauntlet.defense import Preprocessing
 from gauntlet.errors import GauntletError
 from gauntlet.images import Images, ImageSet, checked_images, checked_levels
+from gauntlet.labels import AllToOne
 from gauntlet.mounting import mount
 from gauntlet.pipeline import Context, tools_for
 from gauntlet.poisoning import Poisoning
 from gauntlet.recipe import Recipe
+from gauntlet.testsets import stamp
 from gauntlet.views import AttackerView
 from tests.sample_cases import CaseMaker
 
@@ -49,6 +51,12 @@ class Changing(Preprocessing):
 def test_a_preprocessing_that_gives_no_images_is_named(which: str) -> None:
     with pytest.raises(GauntletError, match=f"test_images's transform gave {WRONG[which][1]}.*{DUE}"):
         Changing(which=which).transform_levels(LEVELS, torch.Generator())
+
+
+@pytest.mark.parametrize("which", WRONG)
+def test_a_trigger_that_gives_no_images_is_named(which: str) -> None:
+    with pytest.raises(GauntletError, match=f"mine's trigger gave {WRONG[which][1]}.*{DUE}"):
+        stamp(Backdoor("backdoor", WRONG[which][0], AllToOne(0)), LEVELS, "mine")
 
 
 def test_a_training_set_of_other_levels_is_refused() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -177,17 +177,25 @@ def test_a_detector_with_a_limit_of_its_own_learns_from_everything(view: Defende
     assert screen.limit == 0.25
 
 
-BAD: dict[str, Scorer] = {
+def screen_with(scorer: Any, view: DefenderView) -> Screen:
+    return Screen("brightest", scorer, 0.0, CPU, view.draws, view.reserve.images())
+
+
+BAD: dict[str, Any] = {
     "too few": lambda images: images[1:].mean((1, 2, 3)),
     "columns": lambda images: images.mean((2, 3)),
     "infinite": lambda images: (images.mean((1, 2, 3)) + 1) / 0,
+    "nothing": lambda _images: None,
+    "numpy": lambda images: images.mean((1, 2, 3)).numpy(),
 }
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
-def test_scores_that_are_no_finite_number_an_image_are_refused(view: DefenderView, bad: Scorer) -> None:
-    screen = Screen("brightest", bad, 0.0, CPU)
-    with pytest.raises(GauntletError, match="one finite number for each image is due"):
+def test_scores_that_are_no_finite_number_an_image_are_refused(view: DefenderView, bad: Any) -> None:
+    screen = screen_with(bad, view)
+    with pytest.raises(
+        GauntletError, match=r"(finite number for each image is due|due: a finite float tensor \[100\])"
+    ):
         screen.scores(view.reserve.images())
 
 
@@ -200,9 +208,49 @@ def test_images_come_as_floats_and_in_parts(view: DefenderView, monkeypatch: pyt
         return images.double().mean((1, 2, 3))
 
     monkeypatch.setattr(screening, "PART", 40)
-    scores = Screen("brightest", score, 0.0, CPU).scores(view.reserve.images())
+    scores = screen_with(score, view).scores(view.reserve.images())
 
-    assert sizes == [40, 40, 20]
+    assert sizes == [40, 40, 20, 16]
     assert max(largest) == 1
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, brightness(view.reserve.images()))
+
+
+def standardised(images: Images) -> Tensor:
+    found = images.mean((1, 2, 3))
+    return (found - found.mean()) / found.std()
+
+
+BY_THE_BATCH: dict[str, Scorer] = {
+    "mean image": lambda images: images.mean(0).std().repeat(len(images)),
+    "standardised": standardised,
+    "order": lambda images: images.mean((1, 2, 3)).flip(0),
+    "largest": lambda images: images.mean((1, 2, 3)) / images.mean((1, 2, 3)).max(),
+}
+
+
+@pytest.mark.parametrize("scorer", BY_THE_BATCH.values(), ids=BY_THE_BATCH.keys())
+def test_a_detector_that_looks_at_the_batch_is_refused(view: DefenderView, scorer: Scorer) -> None:
+    """A batch is all clean or all triggered: its statistics tell which."""
+    with pytest.raises(GauntletError, match="brightest judges images by what else is in the batch"):
+        screen_with(scorer, view).scores(view.reserve.images())
+
+
+def test_a_detector_may_draw_and_draws_the_same_in_every_run(view: DefenderView) -> None:
+    own = torch.Generator().manual_seed(5)
+    noisy = screen_with(lambda images: torch.rand(len(images), generator=own), view)
+    noisy.scores(view.reserve.images())
+
+    screen = screen_with(lambda images: images.mean((1, 2, 3)) + torch.rand(len(images)), view)
+    before = torch.get_rng_state()
+    torch.testing.assert_close(screen.scores(view.reserve.images()), screen.scores(view.reserve.images()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_scorer_that_is_no_function_is_named(view: DefenderView) -> None:
+    class Empty(Brightest):
+        def scorer(self, view: DefenderView) -> Scorer:
+            return None  # type: ignore[return-value]
+
+    with pytest.raises(GauntletError, match="brightest's scorer gave NoneType; due: a function"):
+        screen_of(Empty(), view)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["beside", "derive", "generator", "seeded"]
+__all__ = ["beside", "derive", "generator", "places", "seeded"]
 
 
 def derive(seed: int, *purpose: str) -> int:
@@ -38,3 +38,11 @@ def seeded(seed: int, *purpose: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(seed, *purpose))
         yield
+
+
+def places(generator: torch.Generator) -> tuple[bytes, ...]:
+    """How far torch's own generator and `generator`, both of its device, have been drawn from."""
+    states = [torch.get_rng_state(), generator.get_state()]
+    if generator.device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(generator.device))
+    return tuple(state.numpy().tobytes() for state in states)

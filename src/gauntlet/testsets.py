@@ -9,13 +9,17 @@ from torch import Tensor
 
 from gauntlet import randomness
 from gauntlet.attack import Attack, Backdoor
+from gauntlet.companions import Mixture, mixed_up
 from gauntlet.dataset import TaskData
 from gauntlet.defense import Defense, Preprocessing
 from gauntlet.errors import DataError
-from gauntlet.guard import Role, acting_as
-from gauntlet.images import ImageSet, chunks, to_float, to_uint8
+from gauntlet.guard import Role
+from gauntlet.images import ImageSet, checked_images, checked_levels, chunks, to_float, to_uint8
 from gauntlet.maths.distances import per_image, summary
 from gauntlet.memory import Memory
+from gauntlet.plugin import name_of
+from gauntlet.turns import turn
+from gauntlet.views import Draws
 
 __all__ = ["TestSets", "preprocessed", "stamp"]
 
@@ -23,22 +27,24 @@ PART = 1024
 """Images that are worked on at once, as floats."""
 
 
-def stamp(backdoor: Backdoor, images: Tensor) -> Tensor:
-    """uint8 test images with the backdoor's trigger, rounded to 8 bits."""
-    stamped = torch.empty_like(images)
-    for part in chunks(len(images), PART):
-        stamped[part] = to_uint8(backdoor.trigger(to_float(images[part])))
+def stamp(backdoor: Backdoor, images: Tensor, attack: str = "the attack") -> Tensor:
+    """uint8 test images with the backdoor's trigger, rounded to 8 bits. attack: its name, for errors."""
+    stamped, who = torch.empty_like(images), f"{attack}'s trigger"
+    # Triggers draw nothing; one that does all the same has the same draws in every run, whatever the seed.
+    with randomness.seeded(0, "trigger", backdoor.name):
+        for part in chunks(len(images), PART):
+            triggered = backdoor.trigger(to_float(images[part]))
+            stamped[part] = to_uint8(checked_images(triggered, images[part].shape, who))
     return stamped
 
 
 def preprocessed(defense: Preprocessing, images: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:
-    """uint8 test images as the defended network gets to see them."""
-    shown = torch.empty_like(images)
+    """uint8 test images as the defended network gets to see them; a defender's turn."""
+    shown, who = torch.empty_like(images), f"{name_of(defense)}'s transform_levels"
     for part in chunks(len(images), PART):
         # A copy: what is shared must not change, whatever a transform does in place.
         given = images[part].to(device, copy=True)
-        with acting_as(Role.DEFENDER):
-            shown[part] = defense.transform_levels(given, generator).cpu()
+        shown[part] = checked_levels(defense.transform_levels(given, generator), given.shape, who).cpu()
     return shown
 
 
@@ -73,7 +79,10 @@ class TestSets:
         clean = test.base if torch.equal(test.rows, torch.arange(len(test.base))) else test.images()
         if backdoor is None:
             return clean
-        return self.memory.get(("stamped", *self._name(backdoor)), lambda: stamp(backdoor, clean), lambda made: [made])
+        name = name_of(self.attack)
+        return self.memory.get(
+            ("stamped", *self._name(backdoor)), lambda: stamp(backdoor, clean, name), lambda made: [made]
+        )
 
     def distances(self, backdoor: Backdoor) -> dict[str, dict[str, float]]:
         """How far the trigger moves the test images (`gauntlet.maths.distances`); empty for given images."""
@@ -97,13 +106,42 @@ class TestSets:
         for known in (name, (*name, seed)):
             if (found := self.memory.find(known)) is not None:
                 return found  # type: ignore[no-any-return]
-        generator = randomness.generator(seed, "preprocessing", which, device=self.device)
-        before = generator.get_state()
-        made = preprocessed(defense, images, generator, self.device)
+        with turn(Role.DEFENDER, Draws(seed), "preprocessing", which):
+            generator = randomness.generator(seed, "preprocessing", which, device=self.device)
+            before = randomness.places(generator)
+            made = preprocessed(defense, images, generator, self.device)
+            drew = randomness.places(generator) != before
+        self._check_alone(defense, images, None if drew else made, seed)
         # What draws nothing serves every seed.
-        drew = not torch.equal(generator.get_state(), before)
         self.memory.put((*name, seed) if drew else name, made, [made])
         return made
+
+    def _check_alone(self, defense: Preprocessing, images: Tensor, made: Tensor | None, seed: int) -> None:
+        """Raise GauntletError for a transform that judges an image by its companions.
+
+        made: of all images, by a transform that draws nothing. One that draws is compared with itself from the same
+        place in its draws, where it drew as much.
+        """
+        if not len(images):
+            return
+        draws = Draws(seed)
+        mixture = Mixture.of(images, self.images(None), draws.generator("companions"))
+
+        def again(batch: Tensor) -> tuple[Tensor, tuple[bytes, ...]]:
+            with turn(Role.DEFENDER, draws, "companions"):
+                generator = draws.generator("companions", device=self.device)
+                shown = preprocessed(defense, batch, generator, self.device)
+                return shown[mixture.places], randomness.places(generator)
+
+        found, places = again(mixture.batch)
+        if made is None:
+            due, others = again(mixture.among_their_own)
+            if places != others:
+                return
+        else:
+            due = made[mixture.chosen]
+        if ((found.int() - due.int()).abs() > 1).any():
+            raise mixed_up(name_of(defense))
 
     def _given(self, backdoor: Backdoor) -> ImageSet:
         read = backdoor.given
