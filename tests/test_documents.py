@@ -13,11 +13,13 @@ from gauntlet.session import open_session
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {
-    "README.md": "short_fine_tuning",
-    "docs/attacks.md": "stripe",
-    "docs/defenses.md": "brightness",
-    "docs/models.md": "two_layers",
-    "docs/tasks.md": "stripes",
+    "short_fine_tuning": "README.md",
+    "stripe": "docs/attacks.md",
+    "brightness": "docs/defenses.md",
+    "near_the_mean": "docs/defenses.md",
+    "far_from_clean": "docs/defenses.md",
+    "two_layers": "docs/models.md",
+    "stripes": "docs/tasks.md",
 }
 SUITE = """
 tasks = ["stripes"]
@@ -25,29 +27,29 @@ seeds = [0]
 reserve = 10
 architectures = ["two_layers"]
 attacks = ["stripe"]
-defenses = ["brightness", { name = "short_fine_tuning", epochs = 1 }]
+defenses = ["brightness", "near_the_mean", "far_from_clean", { name = "short_fine_tuning", epochs = 1 }]
 [recipe]
 epochs = 1
 """
 
 
-def _plugin(document: str) -> str:
+def _plugin(document: str, name: str) -> str:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
-    (found,) = [block for block in blocks if "@dataclass(frozen=True)" in block]
+    (found,) = [block for block in blocks if f"class {name.title().replace('_', '')}(" in block]
     return str(found)
 
 
 def test_the_plug_ins_of_the_guides_run_together(tmp_path: Path) -> None:
     files = []
-    for document, name in EXAMPLES.items():
+    for name, document in EXAMPLES.items():
         files.append(tmp_path / f"{name}.py")
-        files[-1].write_text(_plugin(document), encoding="utf-8")
+        files[-1].write_text(_plugin(document, name), encoding="utf-8")
     suite = tmp_path / "examples.toml"
     suite.write_text(SUITE, encoding="utf-8")
     options = Options(suites=(str(suite),), plugins=tuple(files), store=tmp_path / "store", device="cpu")
     session = open_session(options, pytest.fail)
     records = [session.attempt(case) for case in session.cases]
-    assert [(record.status, error) for record, error in records] == [(Status.PASS, None)] * 3
+    assert [(record.status, error) for record, error in records] == [(Status.PASS, None)] * 5
 
 
 def test_the_links_of_the_documents_lead_somewhere() -> None:
