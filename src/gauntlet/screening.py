@@ -105,7 +105,8 @@ def _scores(name: str, scorer: Scorer, images: Tensor, device: torch.device) -> 
 def threshold(clean: Tensor, rate: float) -> float:
     """The lowest of the clean scores [N] above which at most `rate` of them lie; a score equal to it is not above."""
     ordered = clean.sort(descending=True).values
-    return float(ordered[min(int(rate * len(ordered)), len(ordered) - 1)])
+    # Rounded first: 0.29 of 100 scores are 29, and 28.999999999999996 in floating point.
+    return float(ordered[min(int(round(rate * len(ordered), 6)), len(ordered) - 1)])
 
 
 def above(scores: Tensor, limit: float) -> Counts:
