@@ -143,16 +143,16 @@ class Poisoning(Attack):
                 f"poison_ratio = {self.poison_ratio:g} of the {self.ratio_of}'s {base:,} images poisons none of "
                 f"{facts.name}; legal: 0, or from 1/{base}"
             )
-        if self.max_poisoned is None and total > sum(available):
+        if total > sum(available):
+            cap = "" if self.max_poisoned is None else f", or max_poisoned at most {sum(available):,}"
             raise SettingError(
-                f"poison_ratio = {self.poison_ratio:g} asks for {total:,} images, but {facts.name} has only "
-                f"{sum(available):,} that may be poisoned; legal: at most {sum(available) / base:.4g}"
+                f"{self._asked()} asks for {total:,} images, but {facts.name} has only {sum(available):,} that may be "
+                f"poisoned; legal: poison_ratio at most {sum(available) / base:.4g}{cap}"
             )
-        if self.max_poisoned is not None and self.max_poisoned > sum(available):
-            raise SettingError(
-                f"max_poisoned = {self.max_poisoned:,}: {facts.name} has only {sum(available):,} images that may be "
-                f"poisoned; legal: 1 to {sum(available):,}"
-            )
+
+    def _asked(self) -> str:
+        cap = "" if self.max_poisoned is None else f", max_poisoned = {self.max_poisoned:,}"
+        return f"poison_ratio = {self.poison_ratio:g}{cap}"
 
     def choose(self, view: AttackerView) -> Tensor:
         """int64 [n], sorted: the positions in the clean training set that are poisoned."""
@@ -164,8 +164,8 @@ class Poisoning(Attack):
             available = torch.bincount(labels[allowed], minlength=view.facts.classes).tolist()
             if total > sum(available):
                 raise SettingError(
-                    f"poison_ratio = {self.poison_ratio:g} asks for {total:,} images, but {view.facts.name} has only "
-                    f"{sum(available):,} whose auxiliary label is another one than their label"
+                    f"{self._asked()} asks for {total:,} images, but {view.facts.name} has only {sum(available):,} "
+                    "whose auxiliary label is another one than their label"
                 )
         return pick(labels, allowed, spread(total, available), view.generator("poisoned samples"))
 

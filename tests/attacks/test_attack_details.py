@@ -151,7 +151,7 @@ def test_every_attack_reaches_its_target_on_the_digits(context: Context, make_ca
         ("badnets", {"target": 10}, "0 to 9"),
         ("none", {"target": 10}, "0 to 9"),
         ("badnets", {"poison_ratio": 0.95}, "at most 0.9"),
-        ("clean_label", {"max_poisoned": 5000}, "1 to 11"),
+        ("badnets", {"poison_ratio": 0.95, "max_poisoned": 1085}, "max_poisoned at most 1,032"),
         ("single_pixel", {"row": 28}, "-28 to 27"),
         ("badnets", {"pixels": [[1.0], [1.0, 0.0]]}, "rows of one length"),
     ],
@@ -162,6 +162,24 @@ def test_impossible_on_this_task(
     attack = context.registry.build(Kind.ATTACK, name, settings)
     with pytest.raises(SettingError, match=legal):
         attack.check(context.data(make_case("none")).facts)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "count"),
+    [
+        ("badnets", {"poison_ratio": 0.01, "max_poisoned": 1100}, 11),
+        ("badnets", {"poison_ratio": 0.95, "max_poisoned": 1032}, 1032),
+        ("badnets", {"poison_ratio": 0.95, "max_poisoned": 7}, 7),
+        ("clean_label", {"poison_ratio": 0.1, "max_poisoned": 5000}, 11),
+    ],
+)
+def test_a_cap_above_what_may_be_poisoned_is_no_mistake(
+    name: str, settings: dict[str, object], count: int, context: Context, make_case: CaseMaker
+) -> None:
+    facts = context.data(make_case("none")).facts
+    attack = context.registry.build(Kind.ATTACK, name, settings)
+    attack.check(facts)
+    assert attack.wanted(torch.tensor(facts.train_counts), facts.classes)[0] == count
 
 
 @pytest.mark.parametrize(
