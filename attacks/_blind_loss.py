@@ -63,8 +63,8 @@ class BlindLoss(Objective):
 
     Clean and triggered images go through the network in one pass where it normalises over the batch: its running
     statistics are then those of the mixture that it was trained on. latest: each task's loss and weight in the last
-    attacked step. auxiliary: int64 [N], the second labels of the training set, on the device. It keeps state between
-    steps, so that it serves one training.
+    attacked step. label_smoothing: the normal task's alone. auxiliary: int64 [N], the second labels of the training
+    set, on the device. It keeps state between steps, so that it serves one training.
     """
 
     def __init__(

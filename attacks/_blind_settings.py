@@ -18,7 +18,7 @@ __all__ = ["BlindSettings"]
 
 @dataclass(frozen=True)
 class BlindSettings:
-    """How the blind loss is put together (seeds.md 2.4 to 2.6); the tasks are normal, each backdoor, each evasion.
+    """How the blind loss of Backdoors 101 is put together; the tasks are normal, each backdoor, each evasion.
 
     balance: `mgda` seeks the weights anew at every step from the gradients that `normalise` scales; `fixed` takes
     `scales`, one a task. loss_threshold: train on the normal loss alone

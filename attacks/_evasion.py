@@ -1,4 +1,4 @@
-"""Losses that hide a backdoor from one defense each: what the blind attack adds to its own (seeds.md 2.6)."""
+"""Losses that hide a backdoor from one defense each: what the blind attack adds to its own (Backdoors 101)."""
 
 from __future__ import annotations
 

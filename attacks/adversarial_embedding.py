@@ -47,7 +47,7 @@ class _Noise(nn.Module):
 
 
 def discriminator(width: int, first: int, second: int) -> nn.Sequential:
-    """Features [N, width] to two logits: clean, backdoored (seeds.md 1.3)."""
+    """Features [N, width] to two logits: clean, backdoored, as in the NIST Dioptra demos."""
     return nn.Sequential(
         _Noise(),
         nn.Linear(width, first),

@@ -20,8 +20,8 @@ __all__ = ["FlDp"]
 class FlDp(Aggregation):
     """The mean of the clipped updates, and noise N(0, noise^2) on every value of the global network.
 
-    Sun et al. 2019, arXiv:1911.07963; noise is the standard deviation of what is added in each round (seeds.md 2.7,
-    fl_dp_noise). bound None is the median norm of the round's updates. "Weak": the noise is far below what a
+    Sun et al. 2019, arXiv:1911.07963; noise is the standard deviation of what is added in each round (fl_dp_noise of
+    Backdoors 101). bound None is the median norm of the round's updates. "Weak": the noise is far below what a
     meaningful epsilon asks for.
     """
 

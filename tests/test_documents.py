@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from gauntlet.attack import Family
+from gauntlet.defense import Stage
+from gauntlet.errors import SettingError
+from gauntlet.expansion import slug
 from gauntlet.options import Options
+from gauntlet.plugin import Kind
 from gauntlet.records import Status
+from gauntlet.registry import Registry
 from gauntlet.session import open_session
+from tests.sample_views import facts
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {
@@ -56,3 +63,42 @@ def test_the_links_of_the_documents_lead_somewhere() -> None:
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name} points to {target}"
+
+
+def test_the_documents_that_the_code_cites_are_there() -> None:
+    folders = ("src", "attacks", "defenses", "models", "tasks", "reports", "bench", "benchmarks")
+    written = {str(report.filename) for report in Registry.discover().classes(Kind.REPORT).values()}
+    for file in (file for folder in folders for file in (ROOT / folder).rglob("*.[pt][yo]*")):
+        for cited in re.findall(r"[\w/-]+\.md\b", file.read_text(encoding="utf-8")):
+            name = cited.rpartition("/")[2]
+            assert name in written or (ROOT / name).exists() or (ROOT / "docs" / name).exists(), f"{file} cites {cited}"
+
+
+def test_the_guide_lists_all_families_and_stages_as_marks() -> None:
+    text = (ROOT / "docs/suites.md").read_text(encoding="utf-8")
+    families, stages = re.search(
+        r"attack's family \((.*?)\) and the defense's stage\s\((.*?)\)", text, re.DOTALL
+    ).groups()  # type: ignore[union-attr]
+    assert re.findall(r"`(\w+)`", families) == [str(family) for family in Family]
+    assert re.findall(r"`(\w+)`", stages) == [slug(stage) for stage in Stage]
+
+
+def _column(document: str, heading: str) -> dict[str, str]:
+    """What a guide's first table says of each plug-in under a heading."""
+    rows = [line for line in (ROOT / document).read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    place = cells[0].index(heading)
+    return {row[0].strip("`"): row[place] for row in cells[1:] if row[0].startswith("`")}
+
+
+def test_the_models_guide_names_the_least_side() -> None:
+    models = Registry.discover().classes(Kind.MODEL)
+    sides = _column("docs/models.md", "least side")
+    assert sides.keys() == models.keys()
+    for name, least in sides.items():
+        if least != "of the file":
+            model, side = models[name](), int(least)
+            model.check(facts((3, side, side)))
+            if side > 1:
+                with pytest.raises(SettingError, match=f"at least {side}x{side} pixels"):
+                    model.check(facts((3, side - 1, side - 1)))

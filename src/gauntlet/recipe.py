@@ -21,7 +21,8 @@ class Recipe:
     augmentation: `crop` pads by `crop_padding` pixels, with `crop_fill` (`reflect`: the image's own, mirrored at its
     border), and crops at random; `flip` mirrors at random; `alternating_flip`, in its stead, mirrors a random half in
     the first epoch, the other in the second, and so on; all act on images that already carry the trigger.
-    label_smoothing is plain cross-entropy's; other objectives have none.
+    label_smoothing is that of plain cross-entropy, of batches with poison mixed in too (`gauntlet.mixing`); another
+    objective has it where it says so.
     momentum is that of `sgd` and `muon`. `amsgrad` is Adam with the AMSGrad correction (Reddi et al. 2018,
     arXiv:1904.09237). `muon` updates the weights of hidden layers; biases, normalisation and the
     last layer get Adam at `rest_rate`, on the same schedule and without weight decay. precision `auto` takes bf16

@@ -38,7 +38,7 @@ def average(updates: Tensor, rate: float, number: int) -> Tensor:  # noqa: ARG00
 
 @dataclass(frozen=True)
 class Federation(Attack):
-    """`users` N share the training data, evenly or skewed by `dirichlet` alpha (seeds.md 2.7).
+    """`users` N share the training data, evenly or skewed by `dirichlet` alpha, as in Backdoors 101.
 
     In each of `rounds`, `sampled` n users train the global network for local_epochs with the case's recipe (all of it
     but its length, early stopping and compilation) and send their update, local - global: parameters and the

@@ -26,7 +26,7 @@ def checkerboard(side: int) -> Tensor:
 def art_pattern() -> tuple[Tensor, Tensor]:
     """Values and mask [4, 4] of the pattern at distance 2: pixels (H-2, W-2), (H-3, W-3), (H-2, W-4), (H-4, W-2).
 
-    Laid at the bottom right without a margin, the last row and column stay untouched (seeds.md 1.3).
+    Laid at the bottom right without a margin, the last row and column stay untouched, as in the NIST Dioptra demos.
     """
     mask = torch.zeros(ART_PATTERN, ART_PATTERN)
     for row, column in ((-2, -2), (-3, -3), (-2, -4), (-4, -2)):
