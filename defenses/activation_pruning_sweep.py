@@ -8,7 +8,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from gauntlet.defense import Repair
-from gauntlet.errors import SettingError
 from gauntlet.maths.pruning import activations, prune, sweep
 from gauntlet.network import Network
 from gauntlet.plugin import defense
@@ -37,13 +36,13 @@ class ActivationPruningSweep(Repair):
     drop: Fraction = 0.1
     layer: str = ""
 
+    @property
+    def least_reserve(self) -> int:
+        """One half ranks channels, the other measures accuracy."""
+        return 2
+
     def repair(self, view: DefenderView) -> Network:
         layer = chosen_convolution("activation_pruning_sweep", view.victim, self.layer)
-        if len(view.reserve) < 2:
-            raise SettingError(
-                "activation_pruning_sweep ranks channels on one half of the clean reserve and measures accuracy on the "
-                "other; legal: a reserve from 2 images"
-            )
         prune(layer, self._channels(view))
         return view.victim
 

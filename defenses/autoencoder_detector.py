@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, pad
 
 from gauntlet.defense import InputDetector, Scorer
-from gauntlet.errors import SettingError
 from gauntlet.images import Images
 from gauntlet.network import Network
 from gauntlet.objective import Batch, Objective
@@ -49,8 +48,6 @@ class AutoencoderDetector(InputDetector):
     learning_rate: Positive = 2e-3
 
     def scorer(self, view: DefenderView) -> Scorer:
-        if not len(view.reserve):
-            raise SettingError("autoencoder_detector trains on half of the clean reserve; legal: from 2 images")
         network = self._trained(view)
         dtype = resolve(view.recipe, network, view.facts.shape, view.device)
 

@@ -58,14 +58,14 @@ class FinePruning(Repair):
     tune: bool = True
     revive: bool | None = None
 
+    @property
+    def least_reserve(self) -> int:
+        """The paper's rule ranks channels on one half and measures accuracy on the other."""
+        return 1 if self.rule == "contest" else 2
+
     def repair(self, view: DefenderView) -> Network:
         layer = chosen_convolution("fine_pruning", view.victim, self.layer)
         contest = self.rule == "contest"
-        if len(view.reserve) < 2 and not contest:
-            raise SettingError(
-                "fine_pruning ranks channels on one half of the clean reserve and measures accuracy on the other; "
-                "legal: a reserve from 2 images"
-            )
         channels = self._least_active(view) if contest else self._dormant(view)
         prune(layer, channels)
         if not self.tune:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from gauntlet.defense import InputDetector, Scorer
-from gauntlet.errors import SettingError
 from gauntlet.images import Images, to_float
 from gauntlet.maths.class_means import class_means
 from gauntlet.network import Network
@@ -41,8 +40,6 @@ class LatentComparison(InputDetector):
     shrinkage: Fraction = 0.1
 
     def scorer(self, view: DefenderView) -> Scorer:
-        if not len(view.reserve):
-            raise SettingError("latent_comparison learns from one half of the clean reserve; legal: from 2 images")
         network = view.victim
         dtype = resolve(view.recipe, network, view.facts.shape, view.device)
         images, labels = to_float(view.reserve.images().to(view.device)), view.reserve.labels.to(view.device)

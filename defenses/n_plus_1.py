@@ -65,10 +65,18 @@ class NPlusOne(InputDetector):
     def _given(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _OWN if getattr(self, name) not in (None, "")}
 
+    @property
+    def least_reserve(self) -> int:
+        """The partner's."""
+        return self._repair.least_reserve
+
+    @property
+    def _repair(self) -> Repair:
+        return replace(_PARTNERS[self.partner], **self._given())
+
     def repaired(self, view: DefenderView) -> Network:
         """The partner's repair of a copy of view.victim, from the whole of view.reserve."""
-        partner: Repair = replace(_PARTNERS[self.partner], **self._given())
-        return partner.repair(replace(view, victim=deepcopy(view.victim))).eval()
+        return self._repair.repair(replace(view, victim=deepcopy(view.victim))).eval()
 
     def scorer(self, view: DefenderView) -> Scorer:
         victim, repaired = view.victim.eval(), self.repaired(view)

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gauntlet.defense import InputDetector, Scorer
-from gauntlet.errors import NotApplicableError, SettingError
+from gauntlet.errors import NotApplicableError
 from gauntlet.images import Images, chunks, to_float
 from gauntlet.inference import inference
 from gauntlet.maths.grad_cam import distinct_maps, salient
@@ -50,9 +50,12 @@ class SentiNet(InputDetector):
     rivals: Annotated[int, Field(ge=0)] = 9
     blends: Count = 20
 
+    @property
+    def least_reserve(self) -> int:
+        """An image to paste on and one to learn from are half of it."""
+        return 4
+
     def scorer(self, view: DefenderView) -> Scorer:
-        if len(view.reserve) < 2:
-            raise SettingError("sentinet pastes on and learns from one half of the clean reserve; legal: from 4 images")
         network = view.victim
         if network.last_conv is None:
             raise NotApplicableError("sentinet looks at the last convolution, and the network has none")

@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor
 
 from gauntlet.defense import InputDetector, Scorer
-from gauntlet.errors import SettingError
 from gauntlet.images import Images, to_float
 from gauntlet.maths.blending import blend_entropies
 from gauntlet.plugin import defense
@@ -43,8 +42,6 @@ class Strip(InputDetector):
         return min(self.blends, reserve // 2)
 
     def scorer(self, view: DefenderView) -> Scorer:
-        if not len(view.reserve):
-            raise SettingError("strip blends with one half of the clean reserve; legal: a reserve from 2 images")
         network = view.victim
         pool = to_float(view.reserve.images().to(view.device))
         dtype = resolve(view.recipe, network, view.facts.shape, view.device)

@@ -139,7 +139,8 @@ def test_list_json_holds_settings(capsys: pytest.CaptureFixture[str]) -> None:
 def test_list_settings_shows_defaults_and_ranges(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "defenses", "-v"]) == 0
     out = capsys.readouterr().out
-    assert "spatial_smoothing  (stage: preprocessing)" in out
+    assert "spatial_smoothing  (stage: preprocessing, clean reserve: no)" in out
+    assert "sentinet  (stage: input detector, clean reserve: from 4 images)" in out
     assert "apply_predict" in out
     assert "boolean" in out
 

@@ -11,6 +11,7 @@ from gauntlet.attack import Family
 from gauntlet.defense import Stage
 from gauntlet.errors import SettingError
 from gauntlet.expansion import slug
+from gauntlet.listing import entries
 from gauntlet.options import Options
 from gauntlet.plugin import Kind
 from gauntlet.records import Status
@@ -68,7 +69,8 @@ def test_the_links_of_the_documents_lead_somewhere() -> None:
 def test_the_documents_that_the_code_cites_are_there() -> None:
     folders = ("src", "attacks", "defenses", "models", "tasks", "reports", "bench", "benchmarks")
     written = {str(report.filename) for report in Registry.discover().classes(Kind.REPORT).values()}
-    for file in (file for folder in folders for file in (ROOT / folder).rglob("*.[pt][yo]*")):
+    files = [file for folder in folders for kind in ("*.py", "*.toml") for file in (ROOT / folder).rglob(kind)]
+    for file in files:
         for cited in re.findall(r"[\w/-]+\.md\b", file.read_text(encoding="utf-8")):
             name = cited.rpartition("/")[2]
             assert name in written or (ROOT / name).exists() or (ROOT / "docs" / name).exists(), f"{file} cites {cited}"
@@ -76,9 +78,7 @@ def test_the_documents_that_the_code_cites_are_there() -> None:
 
 def test_the_guide_lists_all_families_and_stages_as_marks() -> None:
     text = (ROOT / "docs/suites.md").read_text(encoding="utf-8")
-    families, stages = re.search(
-        r"attack's family \((.*?)\) and the defense's stage\s\((.*?)\)", text, re.DOTALL
-    ).groups()  # type: ignore[union-attr]
+    ((families, stages),) = re.findall(r"attack's family \((.*?)\) and the defense's stage\s\((.*?)\)", text, re.DOTALL)
     assert re.findall(r"`(\w+)`", families) == [str(family) for family in Family]
     assert re.findall(r"`(\w+)`", stages) == [slug(stage) for stage in Stage]
 
@@ -89,6 +89,11 @@ def _column(document: str, heading: str) -> dict[str, str]:
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     place = cells[0].index(heading)
     return {row[0].strip("`"): row[place] for row in cells[1:] if row[0].startswith("`")}
+
+
+def test_the_defenses_guide_names_the_least_reserve() -> None:
+    listed = entries(Kind.DEFENSE, Registry.discover())
+    assert _column("docs/defenses.md", "clean reserve") == {entry.name: entry.reserve for entry in listed}
 
 
 def test_the_models_guide_names_the_least_side() -> None:

@@ -24,6 +24,7 @@ from gauntlet.defense import (
     Preprocessing,
     Reference,
     Repair,
+    require_reserve,
 )
 from gauntlet.errors import GauntletError, NotApplicableError
 from gauntlet.facts import TaskFacts
@@ -85,6 +86,7 @@ def defend(
     codec = _DefendedCodec(NetworkCodec(tools.architecture, tools.data, tools.device), mounted.value.network)
 
     def make() -> Defended:
+        require_reserve(defense, name_of(defense), reserve)
         if isinstance(defense, Aggregation):
             return _federated(defense, attack, tools)
         view = defender_view(defense, attack, mounted.value, codec.copy_of_victim(), reserve, tools)

@@ -32,6 +32,7 @@ __all__ = [
     "Scorer",
     "Stage",
     "require_reserve",
+    "reserve_in_words",
 ]
 
 Scorer: TypeAlias = Callable[[Images], Tensor]
@@ -56,15 +57,20 @@ class Stage(StrEnum):
 class Defense:
     """A defense. Its fields are its settings; it sees the defender's view and never the attack.
 
-    needs_reserve: it can't work with an empty clean reserve. leaves_victim: it changes neither the network nor the
-    inputs, so that its score is the undefended one. cost: its own work in multiples of one victim
-    training, for the planner.
+    needs_reserve: it can't work with an empty clean reserve (`least_reserve`). leaves_victim: it changes
+    neither the network nor the inputs, so that its score is the undefended one. cost: its own work in multiples of one
+    victim training, for the planner.
     """
 
     stage: ClassVar[Stage]
     needs_reserve: ClassVar[bool] = False
     leaves_victim: ClassVar[bool] = False
     cost: ClassVar[float] = 0.05
+
+    @property
+    def least_reserve(self) -> int:
+        """The fewest clean images that it can work with; to be overridden where one isn't enough."""
+        return int(self.needs_reserve)
 
     def check(self, facts: TaskFacts) -> None:
         """Raise SettingError, with the legal range, for settings that are impossible on this task."""
@@ -167,6 +173,11 @@ class InputDetector(Defense):
 
     false_positive_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
+    @property
+    def least_reserve(self) -> int:
+        """What the scorer is made from, and an image for the threshold where there is one to set."""
+        return super().least_reserve + (self.limit is None)
+
     def learns_from(self, reserve: int) -> int:
         """How many of `reserve` clean images the scorer is made from; the rest sets the threshold, so that some must
         remain unless there is a `limit`.
@@ -228,6 +239,12 @@ class Aggregation(Defense):
 
 
 def require_reserve(defense: Defense, name: str, size: int) -> None:
-    """Raise SettingError when a defense that needs clean data is given none."""
-    if defense.needs_reserve and size < 1:
-        raise SettingError(f"{name} needs a clean reserve, but reserve = 0; legal: from 1 image")
+    """Raise SettingError when a defense is given fewer clean images than it can work with."""
+    if size < defense.least_reserve:
+        raise SettingError(f"reserve = {size}: {name} needs a clean reserve; legal: {reserve_in_words(defense)}")
+
+
+def reserve_in_words(defense: Defense) -> str:
+    """The clean reserves that a defense works with, for messages and lists: `no`, `from 1 image`, `from 2 images`..."""
+    least = defense.least_reserve
+    return f"from {least} image{'s' if least > 1 else ''}" if least else "no"

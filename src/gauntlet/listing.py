@@ -12,6 +12,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from gauntlet.defense import Defense, reserve_in_words
 from gauntlet.paths import suite_folders
 from gauntlet.plugin import Kind
 from gauntlet.registry import Registry
@@ -22,6 +23,7 @@ __all__ = ["SUITES", "Entry", "as_json", "as_text", "entries", "listing"]
 
 SUITES = "suites"
 """Suites are listed beside the kinds of plug-ins; they are TOML files."""
+RESERVE = "clean reserve"
 
 _GROUPS: Mapping[Kind, tuple[str, Callable[[type[Any]], str]]] = {
     Kind.TASK: ("write it as", lambda cls: "NAME:PATH" if "path" in _fields(cls) else "NAME"),
@@ -34,13 +36,21 @@ _GROUPS: Mapping[Kind, tuple[str, Callable[[type[Any]], str]]] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One plug-in or suite. group: its family, stage, file... named by `heading`."""
+    """One plug-in or suite. group: its family, stage, file... named by `heading`. reserve: of a defense, the clean
+    reserves that it works with.
+    """
 
     name: str
     heading: str
     group: str
     summary: str
     settings: tuple[Setting, ...] = ()
+    reserve: str = ""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What stands beside the summary, by heading."""
+        return {self.heading: self.group} | ({RESERVE: self.reserve} if self.reserve else {})
 
 
 def entries(kind: str, registry: Registry) -> list[Entry]:
@@ -49,7 +59,14 @@ def entries(kind: str, registry: Registry) -> list[Entry]:
         return _suites()
     heading, group = _GROUPS[Kind(kind)]
     return [
-        Entry(name, heading, group(cls).replace("NAME", name), _summary(cls), tuple(describe(cls)))
+        Entry(
+            name,
+            heading,
+            group(cls).replace("NAME", name),
+            _summary(cls),
+            tuple(describe(cls)),
+            _reserve(cls) if kind == Kind.DEFENSE else "",
+        )
         for name, cls in registry.classes(Kind(kind)).items()
     ]
 
@@ -68,8 +85,8 @@ def as_text(kind: str, listed: Sequence[Entry], *, settings: bool) -> str:
         return f"{kind}: none\n"
     if settings:
         return f"{kind}\n\n" + "\n".join(_paragraph(entry) for entry in listed)
-    rows = [(entry.name, entry.group, entry.summary) for entry in listed]
-    headers = (kind, listed[0].heading, "summary")
+    rows = [(entry.name, *entry.facts.values(), entry.summary) for entry in listed]
+    headers = (kind, *listed[0].facts, "summary")
     return tabulate(rows, headers, tablefmt="simple", disable_numparse=True) + "\n"
 
 
@@ -78,7 +95,7 @@ def as_json(listed: Sequence[Entry]) -> list[dict[str, Any]]:
     return [
         {
             "name": entry.name,
-            entry.heading: entry.group,
+            **entry.facts,
             "summary": entry.summary,
             "settings": [asdict(setting) for setting in entry.settings],
         }
@@ -87,7 +104,8 @@ def as_json(listed: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def _paragraph(entry: Entry) -> str:
-    lines = [f"{entry.name}  ({entry.heading}: {entry.group})", f"  {entry.summary}"]
+    facts = ", ".join(f"{heading}: {fact}" for heading, fact in entry.facts.items())
+    lines = [f"{entry.name}  ({facts})", f"  {entry.summary}"]
     rows = [(f"    {setting.name}", setting.default or "required", setting.legal) for setting in entry.settings]
     if rows:
         lines.append(tabulate(rows, tablefmt="plain", disable_numparse=True, preserve_whitespace=True))
@@ -106,6 +124,13 @@ def _suites() -> list[Entry]:
 
 def _fields(cls: type[Any]) -> set[str]:
     return {field.name for field in dataclasses.fields(cls) if field.init}
+
+
+def _reserve(cls: type[Defense]) -> str:
+    """With the default settings."""
+    if all(setting.default for setting in describe(cls)):
+        return reserve_in_words(cls())
+    return "by its settings"
 
 
 def _summary(cls: type[Any]) -> str:

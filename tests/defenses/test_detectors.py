@@ -16,7 +16,6 @@ from defenses.strip import Strip
 from gauntlet.case import Case
 from gauntlet.defending import defender_view
 from gauntlet.defense import ModelVerdict
-from gauntlet.errors import SettingError
 from gauntlet.images import ImageSet, to_float
 from gauntlet.maths.inversion import Inverted
 from gauntlet.mounting import mount
@@ -100,11 +99,6 @@ def test_strip_never_blends_what_sets_its_threshold() -> None:
     assert Strip().learns_from(100) == 50
     assert Strip(blends=20).learns_from(100) == 20
     assert Strip().learns_from(1) == 0
-
-
-def test_strip_needs_two_clean_images(view: DefenderView) -> None:
-    with pytest.raises(SettingError, match="legal: a reserve from 2 images"):
-        Strip().scorer(replace(view, reserve=view.reserve.subset(torch.arange(0))))
 
 
 def test_neural_cleanse_names_the_target_and_unlearns_it(context: Context, make_case: CaseMaker) -> None:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from defenses.fine_pruning import FinePruning, halves
 from defenses.fine_tuning import FineTuning
-from gauntlet.defense import require_reserve
-from gauntlet.errors import NotApplicableError, SettingError
+from gauntlet.errors import NotApplicableError
 from gauntlet.images import ImageSet, to_float
 from gauntlet.maths.pruning import activations, last_convolution
 from gauntlet.network import Network
@@ -121,13 +120,6 @@ def test_a_handful_of_images_is_enough(size: int, view: DefenderView) -> None:
 def test_a_reserve_without_some_classes(view: DefenderView) -> None:
     reserve = view.reserve.subset(view.reserve.labels < 3)
     assert pruned_channels(FinePruning(epochs=1).repair(replace(view, reserve=reserve)))
-
-
-def test_too_small_a_reserve_is_refused(view: DefenderView) -> None:
-    with pytest.raises(SettingError, match="from 2 images"):
-        FinePruning().repair(replace(view, reserve=view.reserve.subset(torch.arange(1))))
-    with pytest.raises(SettingError, match="fine_pruning needs a clean reserve"):
-        require_reserve(FinePruning(), "fine_pruning", 0)
 
 
 def test_without_a_convolution_it_says_nothing(view: DefenderView) -> None:
