@@ -58,10 +58,10 @@ class ActivationClustering(Filter):
         """bool [n]: the samples of one class that are taken for poison."""
         reduce = pca if self.reduction == "pca" else fast_ica
         points = reduce(features, self.dimensions, generator)
-        clustering = two_means(points)
-        sizes = torch.bincount(clustering.labels, minlength=2)
-        suspects = clustering.labels == sizes.argmin()
+        clusters = two_means(points)
+        sizes = torch.bincount(clusters, minlength=2)
+        suspects = clusters == sizes.argmin()
         is_suspect = int(sizes.min()) < self.max_share * len(features)
         if is_suspect and self.rule == "silhouette":
-            is_suspect = silhouette(points, clustering.labels) > self.min_silhouette
+            is_suspect = silhouette(points, clusters) > self.min_silhouette
         return suspects if is_suspect else torch.zeros_like(suspects)

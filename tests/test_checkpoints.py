@@ -386,9 +386,9 @@ def test_the_seconds_before_the_interruption_count(store: Store) -> None:
     (folder,) = kept(store)
     before = Facts.model_validate_json((folder / "course.json").read_bytes()).seconds
     trained(store, Pull())
-    cost = store.cost("victim", VICTIM)
-    assert cost is not None
-    assert 0 < before < cost
+    found = store.glance("victim", VICTIM)
+    assert found is not None
+    assert 0 < before < found.seconds
 
 
 # -------------------------------------------------------------------------------------------------------------- damage

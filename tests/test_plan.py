@@ -58,7 +58,7 @@ def victim_spec(attack: str = "badnets", epochs: float = 1.0) -> dict[str, objec
 def remember(
     context: Context, kind: str, number: int, spec: Mapping[str, object], inner: Callable[[], object] = str
 ) -> str:
-    """Puts an entry into the store that took (nearly) no time; its seconds are what `Store.cost` then says."""
+    """Puts an entry into the store that took (nearly) no time; its seconds are what `seconds` then says."""
     key = f"{number:064x}"
 
     def make() -> str:
@@ -76,9 +76,9 @@ def rewrite(context: Context, kind: str, key: str, **changes: object) -> None:
 
 
 def seconds(context: Context, kind: str, key: str) -> float:
-    found = context.store.cost(kind, key)
+    found = context.store.glance(kind, key)
     assert found is not None
-    return found
+    return found.seconds
 
 
 def test_flops_of_a_network_counted_by_hand() -> None:

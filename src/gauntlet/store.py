@@ -175,12 +175,6 @@ class Store:
         """Where an entry lies, to read its files; it need not be there, and it is checked only by `obtain`."""
         return self._shelves.folder(kind, key)
 
-    def cost(self, kind: str, key: str) -> float | None:
-        """The seconds that making the value took; None when it is not there."""
-        with suppress(DamagedError):
-            return entry.read(self._shelves.folder(kind, key), kind, key).seconds
-        return None
-
     def folders(self, kinds: Collection[str]) -> Iterator[tuple[str, str, Path]]:
         """Kind, key and folder of every entry of these kinds, readable or not."""
         return (found for found in self._shelves.entries() if found[0] in kinds)

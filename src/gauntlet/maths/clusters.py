@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from gauntlet.images import chunks
 from gauntlet.maths.spectral import top_directions
 
-__all__ = ["Clustering", "fast_ica", "members", "pca", "silhouette", "two_means"]
+__all__ = ["fast_ica", "members", "pca", "silhouette", "two_means"]
 
 _DISTANCES = 1 << 24
 """Pairwise distances that are held at a time."""
@@ -19,17 +18,6 @@ _NEGLIGIBLE = 1e-5
 """Of the largest standard deviation: what float32 can't tell from none."""
 _ROUNDING = 1e-6
 """Of the largest value: how far float32 may miss the mean of equal values."""
-
-
-@dataclass(frozen=True, eq=False)
-class Clustering:
-    """labels: int64 [N], the cluster of each point. centres: float [2, D]. inertia: the sum of the squared
-    distances of the points to their centres.
-    """
-
-    labels: Tensor
-    centres: Tensor
-    inertia: float
 
 
 def members(labels: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -90,16 +78,16 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     return nearest
 
 
-def two_means(points: Tensor, *, iterations: int = 300) -> Clustering:
-    """k-means with k = 2: Lloyd's algorithm from the best split along each axis, side by side, and the best result.
+def two_means(points: Tensor, *, iterations: int = 300) -> Tensor:
+    """int64 [N], the cluster of each point, by k-means with k = 2.
 
-    points: float [N, D] with N >= 1, any device. A split along an axis is the exact two-means of its coordinates. From
+    Lloyd's algorithm from the best split along each axis, side by side, and the best result. points: float [N, D] with
+    N >= 1, any device. A split along an axis is the exact two-means of its coordinates. From
     random starts k-means missed a binary component among nine noisy ones in most runs; the axes of `pca` and of
     `fast_ica` are what such a component lies along. Nothing is drawn at random. Points that are all equal make one
     cluster, 0.
     """
-    middle = points.mean(0)
-    centred = points - middle
+    centred = points - points.mean(0)
     second = _axis_splits(centred)
     for _ in range(iterations):
         before, (zeroth, first) = second, _centres(centred, second)
@@ -110,10 +98,7 @@ def two_means(points: Tensor, *, iterations: int = 300) -> Clustering:
     zeroth, first = _centres(centred, second)
     sizes = second.sum(1)
     explained = sizes * first.square().sum(1) + (len(points) - sizes) * zeroth.square().sum(1)
-    best = int(explained.argmax())
-    centres = torch.stack([zeroth[best], first[best]]) + middle
-    labels = second[best].long()
-    return Clustering(labels, centres, float((points - centres[labels]).square().sum()))
+    return second[int(explained.argmax())].long()
 
 
 def _axis_splits(centred: Tensor) -> Tensor:

@@ -8,20 +8,10 @@ from torch import Tensor
 
 from gauntlet.images import Images, chunks
 
-__all__ = ["image_distances", "per_image", "summary"]
+__all__ = ["per_image", "summary"]
 
 _CHUNK_VALUES = 1 << 19
 """As fast as larger parts, and a tenth of their memory."""
-
-
-def image_distances(original: Images, changed: Images) -> dict[str, dict[str, float]]:
-    """Measure -> {mean, median, stdev, iqr, min, max} of `per_image` over the images.
-
-    stdev is the population's; median and quartiles interpolate linearly. ValueError without images.
-    """
-    if not len(original):
-        raise ValueError("no images to measure a distance between")
-    return {name: summary(values) for name, values in per_image(original, changed).items()}
 
 
 def per_image(original: Images, changed: Images) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from gauntlet.images import Images, chunks
 from gauntlet.network import Network
 from gauntlet.precision import autocast
 
-__all__ = ["cam_layer", "channel_weights", "distinct_maps", "grad_cam", "salient", "tapped"]
+__all__ = ["cam_layer", "channel_weights", "distinct_maps", "salient", "tapped"]
 
 _AT_ONCE = {"cpu": 128, "cuda": 1024}
 """Images a pass: on a CPU, what its caches hold."""
@@ -70,34 +70,17 @@ def channel_weights(scores: Tensor, maps: Tensor, *, keep_graph: bool = False) -
     return gradient.mean((2, 3), keepdim=True)
 
 
-def grad_cam(
-    network: Network, images: Images, classes: Tensor | None = None, *, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
-    """Maps float32 [N, H, W] in [0, 1], the largest value of an image's map being 1, and the classes int64 [N].
-
-    Selvaraju et al. 2017, arXiv:1610.02391, equation 2: ReLU of the channels' sum, each times the mean gradient of the
-    class's logit, at `cam_layer`; brought to the images' size by bilinear interpolation. Without `classes` each image's
-    predicted one is looked at. A map that is 0 everywhere stays so. The network should be in eval mode. dtype: see
-    `gauntlet.precision`.
-    """
-    layer = cam_layer(network)
-    maps, named = [], []
-    for part in chunks(len(images), _AT_ONCE[images.device.type]):
-        with _looked(network, layer, images[part], dtype) as (tap, logits):
-            chosen = logits.detach().argmax(1) if classes is None else classes[part]
-            maps.append(_enlarged(_raw(tap, logits, chosen), images))
-        named.append(chosen)
-    return torch.cat(maps), torch.cat(named)
-
-
 def distinct_maps(
     network: Network, images: Images, rivals: int, *, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """As `grad_cam` for the predicted class, but only what stands out from the maps of other classes.
+    """Maps float32 [N, H, W] in [0, 1], an image's largest value being 1, and the predicted classes int64 [N].
 
-    The mean of the maps of the `rivals` classes with the next highest logits is subtracted, each map with 1 as its
-    largest value; what is below 0 becomes 0, and the largest value 1. What every class looks at, the object, goes; what
-    the predicted class alone looks at stays.
+    Selvaraju et al. 2017, arXiv:1610.02391, equation 2: ReLU of the channels' sum, each times the mean gradient of the
+    predicted class's logit, at `cam_layer`. The mean of the maps of the `rivals` classes with the next highest logits
+    is subtracted, each map with 1 as its largest value, and what is below 0 becomes 0: what every class looks at, the
+    object, goes; what the predicted class alone looks at stays. The rest is brought to the images' size by bilinear
+    interpolation. A map that is 0 everywhere stays so. The network should be in eval mode. dtype: see
+    `gauntlet.precision`.
     """
     layer = cam_layer(network)
     maps, named = [], []
