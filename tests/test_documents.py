@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,8 @@ def test_the_guide_lists_all_families_and_stages_as_marks() -> None:
 
 def _column(document: str, heading: str) -> dict[str, str]:
     """What a guide's first table says of each plug-in under a heading."""
-    rows = [line for line in (ROOT / document).read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    lines = (ROOT / document).read_text(encoding="utf-8").splitlines()
+    rows = list(takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: not line.startswith("|"), lines)))
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     place = cells[0].index(heading)
     return {row[0].strip("`"): row[place] for row in cells[1:] if row[0].startswith("`")}

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from defenses.autoencoder_detector import Autoencoder, AutoencoderDetector
 from gauntlet.defense import Scorer
-from gauntlet.errors import SettingError
 from gauntlet.images import ImageSet, to_float
 from gauntlet.network import Network
 from gauntlet.pipeline import Context, run
@@ -91,11 +90,6 @@ def test_the_encoder_halves_three_times() -> None:
 
     assert network.encoder(torch.rand(1, 3, 56, 48)).shape == (1, 32, 7, 6)
     assert [layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)] == [32] * 6 + [3]
-
-
-def test_no_image_is_refused(view: DefenderView) -> None:
-    with pytest.raises(SettingError, match="from 2 images"):
-        AutoencoderDetector().scorer(replace(view, reserve=view.reserve.subset(torch.arange(0))))
 
 
 def test_through_the_whole_pipeline(context: Context, make_case: CaseMaker) -> None:

@@ -363,8 +363,3 @@ def test_channels_go_to_the_first_level_at_which_accuracy_is_so_much_lower(
 
 def test_at_least_one_channel_stays(view: DefenderView) -> None:
     assert len(dead(ActivationPruningSweep(drop=1).repair(view))) == 63
-
-
-def test_one_image_is_too_few(view: DefenderView) -> None:
-    with pytest.raises(SettingError, match="from 2 images"):
-        ActivationPruningSweep().repair(replace(view, reserve=view.reserve.subset(torch.arange(1))))
