@@ -405,7 +405,7 @@ def test_results_on_a_full_disk_leave_the_leaderboard(bench: Bench, monkeypatch:
 
 
 def test_a_leaderboard_that_found_no_room_is_no_success(bench: Bench) -> None:
-    """No file can grow beyond 8 KB, what pytest prints neither: the case is whole in the store, the page does not fit."""
+    """No file can grow beyond 8 KB, as on a full disk: what pytest prints fits, the page does not."""
     bench.pytester.makeconftest(FULL.replace("50_000", "8_000"))
     result = bench.run("-k", "badnets-none", "-n", "2", subprocess=True)
     result.assert_outcomes(passed=1)

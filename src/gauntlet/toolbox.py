@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,40 +91,19 @@ class Lent:
     sealed.
     """
 
-    __slots__ = ("_tools",)
+    __slots__ = ("new_network", "train")
 
     def __init__(self, tools: EngineTools) -> None:
-        self._tools = Sealed("the engine's tools", tools)
+        sealed = Sealed("the engine's tools", tools)
 
-    def new_network(self, architecture: str = "") -> Network:
-        """See `gauntlet.views.Toolbox.new_network`."""
-        return self._opened().new_network(architecture)
+        def opened() -> EngineTools:
+            # Opened alone: what an objective does within a training is the player's own doing.
+            with acting_as(Role.ENGINE):
+                return sealed.open()
 
-    def train(
-        self,
-        images: ImageSet,
-        *purpose: str,
-        recipe: Recipe | None = None,
-        objective: Objective | None = None,
-        network: Network | None = None,
-        architecture: str = "",
-        shared: bool = False,
-    ) -> Network:
-        """See `gauntlet.views.Toolbox.train`."""
-        return self._opened().train(
-            images,
-            *purpose,
-            recipe=recipe,
-            objective=objective,
-            network=network,
-            architecture=architecture,
-            shared=shared,
-        )
-
-    def _opened(self) -> EngineTools:
-        # Opened alone: what the objective does within a training is the player's own doing.
-        with acting_as(Role.ENGINE):
-            return self._tools.open()
+        # Bound methods would tell whose they are.
+        self.new_network: Callable[..., Network] = lambda *given, **more: opened().new_network(*given, **more)
+        self.train: Callable[..., Network] = lambda *given, **more: opened().train(*given, **more)
 
 
 @dataclass(frozen=True, eq=False)
