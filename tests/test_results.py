@@ -101,6 +101,13 @@ def test_a_later_record_supersedes_in_place(tmp_path: Path) -> None:
     assert read_records(tmp_path, silent) == [again, second]
 
 
+def test_records_stand_in_the_order_of_the_suite(tmp_path: Path) -> None:
+    """Whichever worker finished first."""
+    late, early = (record(defense=name).model_copy(update={"place": at}) for name, at in (("none", 1), ("strip", 0)))
+    write(tmp_path, [late, early])
+    assert read_records(tmp_path, silent) == [early, late]
+
+
 def test_a_truncated_last_line_is_dropped_with_a_warning(tmp_path: Path) -> None:
     records = sample()[:3]
     write(tmp_path, records)

@@ -81,3 +81,17 @@ def test_markup_in_a_reason_is_text() -> None:
     one = record(clean=None, status=Status.ERROR, reason="[bold]lists[/bold] like [0, 1]")
     print_leaderboard([one], Console(file=text, width=120))
     assert "[bold]lists[/bold] like [0, 1]" in text.getvalue()
+
+
+def test_the_worst_attack_shows_its_settings_where_its_name_alone_says_too_little() -> None:
+    def table(*settings: dict[str, object]) -> str:
+        records = [
+            record(defense=name, stage="repair", asr=(0.9,), attack_settings=each)
+            for name, each in zip(("fine_tuning", "fine_pruning"), settings, strict=True)
+        ]
+        text = StringIO()
+        print_leaderboard(records, Console(file=text, width=160))
+        return text.getvalue().partition("Defenses by their worst case")[2]
+
+    assert "badnets[" not in table({"patch": 5}, {"patch": 5})
+    assert "badnets[patch=5]" in table({}, {"patch": 5})

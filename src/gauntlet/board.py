@@ -218,12 +218,18 @@ def _standing(column: Column, found: Sequence[Board]) -> Standing:
         worst=worst.asr if worst else None,
         worst_attack=worst_attack,
         mean_asr=_mean(backdoor.asr.value for backdoor, _ in measured),
-        mean_robust=_mean(backdoor.robust.value for backdoor, _ in measured if backdoor.robust.n),
+        mean_robust=_mean(share for _, _, cell in counting if (share := _least_robust(cell)) is not None),
         worst_drop=max((cell.figures.clean_drop for _, _, cell in cells if cell.figures), default=math.nan),
         mean_der=_mean(backdoor.der for backdoor, _ in measured),
         seconds=_mean(cell.seconds for _, _, cell in cells),
         statuses=Counter(cell.verdict for _, _, cell in cells),
     )
+
+
+def _least_robust(cell: Cell) -> float | None:
+    """Of the backdoors whose images have a true label that anybody knows."""
+    backdoors = cell.figures.backdoors if cell.figures else ()
+    return min((backdoor.robust.value for backdoor in backdoors if backdoor.robust.n), default=None)
 
 
 def _boards(records: Sequence[Record]) -> list[Board]:

@@ -224,7 +224,7 @@ def _network(defense: Defense, view: DefenderView) -> Network:
         transformed = defense.transform_training(view.training, view.generator("preprocessing"))
         training = expected(transformed, ImageSet, f"{name}'s transform_training")
         return view.tools.train(training, "training", shared=True)
-    raise GauntletError(f"{type(defense).__name__} derives none of the bases in gauntlet.defense")
+    raise GauntletError(f"{name}: {type(defense).__name__} derives none of the stages' bases in gauntlet.defense")
 
 
 def _checked(inspection: Inspection, facts: TaskFacts, name: str) -> Inspection:

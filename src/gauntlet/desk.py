@@ -72,17 +72,20 @@ class Desk:
         try:
             self._artifacts = self._writer.finish(self._session.context.registry)
             store = self._session.context.store
-            predictions = gather(list(self._records.values()), store, self._writer.folder, self._warn)
+            predictions = gather(self._ordered(), store, self._writer.folder, self._warn)
             self._artifacts += [predictions] if predictions else []
         except GauntletError as error:
             self._lost.append(str(error))
             self._warn(str(error))
 
+    def _ordered(self) -> list[Record]:
+        return sorted(self._records.values(), key=lambda record: record.place)
+
     def leaderboard(self, width: int, colour: bool) -> str:
         """The leaderboard, its provenance, the paths of what was written, and last what could not be."""
         text = StringIO()
         console = Console(file=text, width=width, force_terminal=colour, no_color=not colour, highlight=False)
-        print_leaderboard(list(self._records.values()), console, self._artifacts)
+        print_leaderboard(self._ordered(), console, self._artifacts)
         if self.lost:
             console.print(Text(f"The results are not whole: {self.lost}", style="bold red"), soft_wrap=True)
         return text.getvalue()

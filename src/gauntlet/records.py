@@ -228,7 +228,8 @@ class Provenance(_Frozen):
 
 class Record(_Frozen):
     """One cell of the leaderboard. reason: why it is not a pass, in one sentence (empty for a pass). parts: the
-    cross-products of its suite that it stands in: 0 is the suite's own, the others its parts.
+    cross-products of its suite that it stands in: 0 is the suite's own, the others its parts. place: among the cases
+    of the run.
     """
 
     id: str
@@ -250,6 +251,7 @@ class Record(_Frozen):
     gate: Gate = Gate()
     costs: tuple[Cost, ...] = ()
     parts: tuple[int, ...] = (0,)
+    place: int = 0
     provenance: Provenance
 
     @property

@@ -104,7 +104,7 @@ def write_reports(
 
 
 def read_records(folder: Path, warn: Callable[[str], None]) -> list[Record]:
-    """The records of a run in the order in which their cases first finished, of each id the last.
+    """The records of a run in the order of its suite, whichever worker finished first; of each id the last.
 
     A last line that was cut short is dropped with a warning. Raises DataError without records, or for a damaged line.
     """
@@ -128,7 +128,7 @@ def read_records(folder: Path, warn: Callable[[str], None]) -> list[Record]:
         records[record.id] = record
     if not records:
         raise DataError(f"no records in {folder}: {path.name} is empty; give the folder of a run that finished a case")
-    return list(records.values())
+    return sorted(records.values(), key=lambda record: record.place)
 
 
 def _problem(error: ValidationError) -> str:

@@ -53,6 +53,11 @@ class Session:
         """The cases by their ids."""
         return {case.id: case for case in self.cases}
 
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The cases' places in that order, by their ids."""
+        return {case.id: place for place, case in enumerate(self.cases)}
+
     def victims(self, case: Case) -> tuple[str, ...]:
         """The store keys of the case's victims, one a seed."""
         who = (case.task_name, label(case.architecture), label(case.attack), repr(case.recipe), repr(case.seeds))
@@ -106,6 +111,7 @@ class Session:
             gate=case.gate,
             costs=outcome.costs if outcome else (),
             parts=case.parts,
+            place=self.places[case.id],
             provenance=provenance(self.facts[case.task_name], self.context.device, self.started),
         )
 

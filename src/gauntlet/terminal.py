@@ -146,11 +146,14 @@ def _print_ranking(rows: Sequence[Standing], console: Console) -> None:
     console.print(Text(f"{_RANKING}{_APART if several else ''}", style="italic"))
     table = Table(box=None, padding=(0, _GAP, 0, 0))
     for name, heading in headings.items():
-        table.add_column(heading, justify="left" if name in _LEFT else "right", no_wrap=name != "statuses")
+        table.add_column(heading, justify="left" if name in _LEFT else "right", no_wrap=name not in ("on", "statuses"))
+    attacks = {row.worst_attack for row in rows}
     for row in rows:
         text = standing_text(row)
         # The settings stand in the board above; here they would push the figures out of the window.
-        text["on"] = text["on"].partition("[")[0]
+        short = text["on"].partition("[")[0]
+        if sum(attack.partition("[")[0] == short for attack in attacks) < 2:
+            text["on"] = short
         style = "" if row.rank is not None else "bright_black"
         table.add_row(*(Text(text[name]) for name in headings), style=style)
     console.print(table)

@@ -20,6 +20,7 @@ from gauntlet.audit.answers import check_answers
 from gauntlet.audit.parts import model_reader
 from gauntlet.errors import DataError
 from gauntlet.facts import TaskFacts
+from gauntlet.files import fault
 from gauntlet.images import to_float
 from gauntlet.network import Network
 from gauntlet.plugin import Kind, name_of
@@ -170,7 +171,8 @@ def _text(path: Path) -> str:
             raise DataError(f"{path} has more than 16 MiB")
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{path.parent} is no bundle: {path.name}: {error.strerror}") from None
+        why = fault(path.parent, folder=True) or f"{path.name}: {error.strerror}"
+        raise DataError(f"{path.parent} is no bundle: {why}") from None
 
 
 def _first(error: Exception) -> str:

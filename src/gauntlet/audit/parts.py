@@ -172,13 +172,12 @@ def hinted(error: DataError, request: Request, known: TaskFacts, architecture: A
 def _other_classes(request: Request, assumed: int, found: int) -> str:
     if request.classes:
         return f"--classes {assumed} was given, and the model has {found}: --classes {found}"
+    where = f"{request.clean} and {request.test}" if request.test else str(request.clean)
+    labels = f"the labels of {where} go to {assumed - 1}"
     if found < assumed:
-        return (
-            f"the labels of {request.clean} go to {assumed - 1}, and the model has {found} classes, 0 to {found - 1}: "
-            "they are another model's, or counted from 1"
-        )
-    labels = f"the labels of {request.clean} go to {assumed - 1}, so {assumed} classes were assumed"
-    return f"{labels}; the model has {found}: --classes {found}"
+        counted = f"the model has {found} classes, 0 to {found - 1}"
+        return f"{labels}, and {counted}: they are another model's, or counted from 1"
+    return f"{labels}, so {assumed} classes were assumed; the model has {found}: --classes {found}"
 
 
 def _depends(architecture: Architecture, layer: str, known: TaskFacts, shape: Shape, classes: int) -> bool:
