@@ -86,11 +86,11 @@ def test_predict_says_why_it_cannot(given: Path, capsys: pytest.CaptureFixture[s
     for file, message in (
         ("weights.safetensors", "weights.safetensors is no model that describes itself"),
         ("bad.onnx", "bad.onnx is no ONNX file, or a damaged one"),
-        ("gone.onnx", "gone.onnx is no bundle: bundle.json: Not a directory"),
+        ("gone.onnx", "gone.onnx is no bundle: no such file or folder"),
     ):
         assert main(["predict", str(tmp_path / file), str(tmp_path / "image.png")]) == 2
         captured = capsys.readouterr()
-        assert message.partition(": Not")[0] in captured.err
+        assert message in captured.err
         assert captured.err.count("\n") == 1
         assert captured.out == ""
 
