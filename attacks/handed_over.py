@@ -184,7 +184,7 @@ def _checked(path: Path, _content: str) -> None:
 
 def _images(path: Path, target: int, size: tuple[int, int] | None) -> ImageSet:
     """The images that should yield `target`; nobody knows their true classes."""
-    images, labels = read_images(path, size=size)
+    images, labels, _ = read_images(path, size=size)
     chosen: Tensor = images[labels == target]
     return ImageSet.of(chosen, torch.full((len(chosen),), -1))
 

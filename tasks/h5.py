@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from gauntlet.errors import DataError
-from gauntlet.formats.hdf5_images import Layout, ValueRange, read_with_form
+from gauntlet.formats.hdf5_images import Layout, ValueRange, read_images
 from gauntlet.plugin import task
 from gauntlet.settings import Size
 from gauntlet.task import LoadContext, RawTask, TaskSource
@@ -46,7 +46,7 @@ class H5(TaskSource):
     def load(self, context: LoadContext) -> RawTask:  # noqa: ARG002
         """DataError names the file and what is wrong with it."""
         parts = [
-            read_with_form(file, self.image_key, self.label_key, self.layout, self.value_range, self.size)
+            read_images(file, self.image_key, self.label_key, self.layout, self.value_range, self.size)
             for file in self.files()
         ]
         shapes = [list(images.shape[1:]) for images, _, _ in parts]

@@ -109,3 +109,12 @@ def pooled(images: Array, size: int, stride: int, kind: str, *, same: bool) -> A
             window = images[:, max(y, 0) : y + size, max(x, 0) : x + size]
             made[:, row, column] = window.max((1, 2)) if kind == "max" else window.mean((1, 2))
     return made
+
+
+SMALL = functional(
+    source(8, 6, 3),
+    layer("Conv2D", "conv", "input", filters=5, kernel_size=[3, 3], activation="relu"),
+    layer("Flatten", "flat", "conv"),
+    layer("Dense", "dense", "flat", units=3),
+)
+SMALL_WEIGHTS = {"conv": drawn(1, kernel=(3, 3, 3, 5), bias=(5,)), "dense": drawn(2, kernel=(120, 3), bias=(3,))}

@@ -21,16 +21,9 @@ from gauntlet.plugin import Kind
 from gauntlet.records import Counts, Record, Status
 from gauntlet.registry import Registry
 from gauntlet.results import read_records
-from tests.keras_files import drawn, functional, layer, source, write
+from tests.keras_files import SMALL, SMALL_WEIGHTS, write
 from tests.sample_records import record
 
-NETWORK = functional(
-    source(8, 6, 3),
-    layer("Conv2D", "conv", "input", filters=5, kernel_size=[3, 3], activation="relu"),
-    layer("Flatten", "flat", "conv"),
-    layer("Dense", "dense", "flat", units=3),
-)
-WEIGHTS = {"conv": drawn(1, kernel=(3, 3, 3, 5), bias=(5,)), "dense": drawn(2, kernel=(120, 3), bias=(3,))}
 SUITE = """
 name = "mine"
 description = "A few defenses."
@@ -65,7 +58,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """net.h5, clean.h5, with the labels that the network gives, and wrong.h5, with others."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GAUNTLET_STORE", str(tmp_path / "store"))
-    write(tmp_path / "net.h5", NETWORK, WEIGHTS)
+    write(tmp_path / "net.h5", SMALL, SMALL_WEIGHTS)
     images = np.random.default_rng(0).integers(0, 256, (4000, 3, 8, 6)).astype(np.uint8)
     answers = open_file(tmp_path / "net.h5", "0..1", Registry.discover()).predict(torch.from_numpy(images)).numpy()
     # As many of each class, so that the most frequent one is far below the model's accuracy.
@@ -169,7 +162,7 @@ def test_a_maximum_just_above_1_is_doubted(here: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("command", ["audit", "eval", "predict"])
 def test_an_answer_that_is_no_number_is_refused(command: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dense = {"kernel": np.full((120, 3), 3e38, np.float32), "bias": np.zeros(3, np.float32)}
-    write(here / "net.h5", NETWORK, WEIGHTS | {"dense": dense})
+    write(here / "net.h5", SMALL, SMALL_WEIGHTS | {"dense": dense})
     Image.new("RGB", (6, 8), "white").save("image.png")
     given = {
         "audit": ["--model=net.h5", "--clean=clean.h5", "--suite=mine.toml"],
@@ -200,7 +193,7 @@ def test_a_bundle_is_held_to_that_too(here: Path, capsys: pytest.CaptureFixture[
 
 def test_a_model_that_always_says_one_thing_has_no_trigger(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     constant = {"kernel": np.zeros((120, 3), np.float32), "bias": np.array([1, 0, 0], np.float32)}
-    write(here / "net.h5", NETWORK, WEIGHTS | {"dense": constant})
+    write(here / "net.h5", SMALL, SMALL_WEIGHTS | {"dense": constant})
     Image.new("RGB", (1, 1), "white").save("dot.png")
 
     assert audit("--clean=clean.h5", "--trigger=dot.png@0,0", "--fail-if-suspicious", "--only=none") == 0

@@ -19,15 +19,8 @@ from gauntlet.formats.hdf5_images import read_images
 from gauntlet.formats.pictures import resized
 from gauntlet.registry import Registry
 from gauntlet.results import read_records
-from tests.keras_files import drawn, functional, layer, source, write
+from tests.keras_files import SMALL, SMALL_WEIGHTS, write
 
-NETWORK = functional(
-    source(8, 6, 3),
-    layer("Conv2D", "conv", "input", filters=5, kernel_size=[3, 3], activation="relu"),
-    layer("Flatten", "flat", "conv"),
-    layer("Dense", "dense", "flat", units=3),
-)
-WEIGHTS = {"conv": drawn(1, kernel=(3, 3, 3, 5), bias=(5,)), "dense": drawn(2, kernel=(120, 3), bias=(3,))}
 QUICK = """
 name = "quick"
 description = "One repair."
@@ -43,8 +36,8 @@ defenses = ["none", { name = "fine_tuning", epochs = 1 }]
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
     """net.h5 takes 8x6 in colour; fit.h5, big.h5 (16x12), grey.h5 (8x6), pictures/, poisoned.h5 (16x12)."""
-    write(tmp_path / "net.h5", NETWORK, WEIGHTS)
-    write(tmp_path / "weights.h5", None, WEIGHTS, whole=False)
+    write(tmp_path / "net.h5", SMALL, SMALL_WEIGHTS)
+    write(tmp_path / "weights.h5", None, SMALL_WEIGHTS, whole=False)
     generator = np.random.default_rng(0)
     for name, shape in (("fit", (3, 8, 6)), ("big", (3, 16, 12)), ("grey", (1, 8, 6)), ("poisoned", (3, 16, 12))):
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
@@ -100,7 +93,7 @@ def test_an_audit_resizes_everything(here: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_eval_is_that_of_the_resized_images(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images, labels = read_images(here / "big.h5")
+    images, labels, _ = read_images(here / "big.h5")
     with h5py.File(here / "small.h5", "w") as file:
         file["data"], file["label"] = resized(images, (8, 6)).numpy(), labels.numpy()
     fitting = run(here, capsys, "eval", "@small.h5", "@net.h5")
@@ -123,7 +116,7 @@ def test_folders_get_any_form_and_the_models_colours(here: Path, capsys: pytest.
 
 
 def test_a_bundle_takes_resized_images_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images, _ = read_images(here / "fit.h5")
+    images, _, _ = read_images(here / "fit.h5")
     with h5py.File(here / "own.h5", "w") as file:
         # A model is right about what it says itself; its export needs one that is better than a guess.
         file["data"], file["label"] = images, open_file(here / "net.h5", "0..1", Registry.discover()).predict(images)

@@ -149,7 +149,7 @@ def test_the_contests_own_form_is_read(tmp_path: Path) -> None:
     levels = np.random.default_rng(0).integers(0, 256, (4, 3, 55, 47))
     path = images_in(tmp_path / "clean.h5", levels.astype("f4"), LABELS.astype("f8"))
 
-    images, labels = read_images(path)
+    images, labels, _ = read_images(path)
 
     assert images.dtype == torch.uint8
     assert torch.equal(images, torch.from_numpy(levels).to(torch.uint8))
@@ -179,7 +179,7 @@ def test_every_form_gives_the_same_levels(
         "value_range": "0..1" if form == "unit" else "0..255",
     }
 
-    images, labels = read_images(path, **(kind if stated else {}))
+    images, labels, _ = read_images(path, **(kind if stated else {}))
 
     assert np.array_equal(images.numpy(), levels)
     assert labels.tolist() == list(range(count))

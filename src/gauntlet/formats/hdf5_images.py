@@ -17,7 +17,7 @@ from gauntlet.formats.hdf5 import DATA_LIMIT, Form, Hdf5, opened
 from gauntlet.formats.pictures import resized
 from gauntlet.images import chunks
 
-__all__ = ["Layout", "Reading", "ValueRange", "check_images", "read_images", "read_labels", "read_with_form"]
+__all__ = ["Layout", "Reading", "ValueRange", "check_images", "read_images", "read_labels"]
 
 Layout: TypeAlias = Literal["auto", "nchw", "nhwc"]
 ValueRange: TypeAlias = Literal["auto", "0..1", "0..255"]
@@ -43,19 +43,6 @@ class Reading:
 
 
 def read_images(
-    path: Path,
-    image_key: str = "data",
-    label_key: str = "label",
-    layout: Layout = "auto",
-    value_range: ValueRange = "auto",
-    size: tuple[int, int] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The images and the labels of `read_with_form`, alone."""
-    images, labels, _ = read_with_form(path, image_key, label_key, layout, value_range, size)
-    return images, labels
-
-
-def read_with_form(
     path: Path,
     image_key: str = "data",
     label_key: str = "label",
