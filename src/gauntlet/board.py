@@ -111,10 +111,10 @@ class Standing:
 
     rank: from 1 among those that the suite sets against the same attacks; None for reference columns and for a defense
     without a single measured attack. measured: attacks with a measured ASR, of `attacks`, those that the suite sets it
-    against. worst: the highest ASR, on `worst_attack`. mean_asr, mean_robust (robust accuracy under the same
-    triggers), worst_drop (of clean accuracy, over every measured row, controls included) and mean_der: shares, NaN
-    where nothing was measured.
-    seconds: mean of a case, of the defense itself. statuses: how many cells of the column have each verdict.
+    against. worst: the highest ASR, on `worst_attack`. mean_asr, mean_robust (of each case the least robust accuracy
+    among its backdoors), worst_drop (of clean accuracy, over every measured row, controls included) and mean_der:
+    shares, NaN where nothing was measured. seconds: mean of a case, of the defense itself. statuses: how many cells of
+    the column have each verdict.
     """
 
     column: Column
