@@ -24,7 +24,7 @@ from gauntlet.poisoning import Poisoning
 from gauntlet.recipe import Recipe
 from gauntlet.registry import Registry
 from gauntlet.training import features, fit
-from gauntlet.views import AttackerView, DefenderView
+from gauntlet.views import AttackerView, DefenderView, Draws
 
 COUNT = 20_000
 CPU = torch.device("cpu")
@@ -99,7 +99,7 @@ def victim(mnist: TaskData) -> Victim:
         "facts": facts,
         "architecture": architecture,
         "recipe": RECIPE,
-        "seed": 0,
+        "draws": Draws(0),
         "device": CPU,
         "tools": None,
     }
