@@ -18,6 +18,7 @@ from gauntlet.checkpoints import Checkpoint
 from gauntlet.compute import deterministic
 from gauntlet.course import Course, EpochLog
 from gauntlet.errors import DivergedError, SettingError
+from gauntlet.first_norm import normalised_first
 from gauntlet.images import ImageSet
 from gauntlet.inference import as_it_is, inference, pooling_early
 from gauntlet.layout import channels_last_gradients, to_batch
@@ -145,10 +146,14 @@ def _steadily() -> AbstractContextManager[None]:
 
 @contextmanager
 def _shorter(run: _Run) -> Iterator[None]:
-    """Inside, a step is shorter and its results are the same bit for bit."""
+    """Inside, a step is shorter; its results are the same bit for bit, in the first layer up to rounding."""
     # In training mode, in which a batch normalisation doesn't change places with a pool.
     run.network.train()
-    with channels_last_gradients(run.network), pooling_early(run.network, None, as_it_is):
+    with (
+        channels_last_gradients(run.network),
+        pooling_early(run.network, None, as_it_is),
+        normalised_first(run.network),
+    ):
         yield
 
 
