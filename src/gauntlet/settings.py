@@ -64,17 +64,34 @@ def _adapter(cls: Hashable) -> TypeAdapter[Any]:
 
 
 def check_types(cls: type[Any], where: str) -> None:
-    """Raise SettingError when the types of a plug-in's settings can't be found or can't be checked."""
+    """Raise SettingError when the types of a plug-in's settings can't be found or can't be checked, or a default isn't
+    legal.
+    """
     try:
-        for name, hint in get_type_hints(cls, include_extras=True).items():
-            if name in {field.name for field in _fields(cls)} and _is_mutable(hint):
-                raise SettingError(f"{where}: the setting {name} of {cls.__name__} can be changed; write tuple[...]")
+        hints = get_type_hints(cls, include_extras=True)
+        for field in _fields(cls):
+            if _is_mutable(hints[field.name]):
+                raise SettingError(
+                    f"{where}: the setting {field.name} of {cls.__name__} can be changed; write tuple[...]"
+                )
         _adapter(cast("Hashable", cls))
+        for field in _fields(cls):
+            _check_default(field, hints[field.name], f"{where}: the setting {field.name} of {cls.__name__}")
     except NameError as error:
         raise SettingError(f"{where}: {error}, but {cls.__name__} uses it as a type; import it there") from None
     except PydanticUserError as error:
         problem = str(error).partition("\n")[0].partition(". ")[0]
         raise SettingError(f"{where}: a setting of {cls.__name__} has no type that TOML can write: {problem}") from None
+
+
+def _check_default(field: dataclasses.Field[Any], hint: Any, what: str) -> None:
+    if field.default is dataclasses.MISSING:
+        return
+    try:
+        TypeAdapter(hint).validate_python(field.default)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise SettingError(f"{what} has the default {field.default!r}: {problem[0].lower()}{problem[1:]}") from None
 
 
 def _is_mutable(hint: object) -> bool:
