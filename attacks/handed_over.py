@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gauntlet.architecture import Architecture
 from gauntlet.attack import Attack, Backdoor, Family, Mounted, unchanged
 from gauntlet.errors import DataError, SettingError
 from gauntlet.facts import TaskFacts
@@ -22,7 +23,7 @@ from gauntlet.formats.states import SUFFIXES, load_weights
 from gauntlet.images import Images, ImageSet
 from gauntlet.labels import AllToOne
 from gauntlet.network import Network
-from gauntlet.plugin import attack
+from gauntlet.plugin import attack, name_of
 from gauntlet.settings import Positive, Size
 from gauntlet.views import AttackerView
 
@@ -91,7 +92,7 @@ class HandedOver(Attack):
     """A trained model from somebody else: nothing is poisoned or trained here, what it learnt is to be found out.
 
     weights: of the case's architecture, a Keras file (by layer names), safetensors, or a state_dict of torch.save;
-    without it the architecture carries them (`keras_model`), or the model is handed over as it is initialised.
+    without it the architecture must carry them (`keras_model`, `onnx_model`).
     input_range: what the model was trained on. mean, std: the normalisation, of values in 0..1, that it was trained
     with, one number or one a channel. triggers: what the auditor suspects. poisoned: HDF5 files of images that carry a
     trigger, labelled with the class that they should yield (`data`, `label`), scored as they are: one backdoor a class;
@@ -138,6 +139,13 @@ class HandedOver(Attack):
         for title in titles:
             if titles.count(title) > 1:
                 raise SettingError(f"two triggers or poisoned files are called {title}; give the triggers a `name`")
+
+    def check_architecture(self, architecture: Architecture) -> None:
+        if self.weights is None and not architecture.is_trained():
+            raise SettingError(
+                f"nothing is handed over: {name_of(architecture)} starts from scratch; give the attack `weights`, or "
+                "take a model whose file holds them, as keras_model and onnx_model do"
+            )
 
     def _check_normalisation(self, facts: TaskFacts) -> None:
         for setting, given in (("mean", self.mean), ("std", self.std)):

@@ -54,6 +54,9 @@ class KerasModel(GraphModel):
         body = assembled(graph, (channels, height, width), 1.0)
         return (channels, height, width), body.classes
 
+    def is_trained(self) -> bool:
+        return not self._is_description()
+
     def portable(self, folder: Path) -> Architecture:
         copy = folder / "model.json"
         copy.write_text(model_config(self.path), encoding="utf-8")

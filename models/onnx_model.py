@@ -57,6 +57,9 @@ class OnnxModel(GraphModel):
             return None
         return (channels, height, width), body_of(file, (channels, height, width)).classes
 
+    def is_trained(self) -> bool:
+        return True
+
     def portable(self, folder: Path) -> Architecture:
         copy = folder / "model.onnx"
         try:

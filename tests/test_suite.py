@@ -379,6 +379,11 @@ def test_two_data_sets_of_one_name_are_not_taken_for_one(apart: str, tmp_path: P
         open_session(options, pytest.fail)
 
 
+def test_a_fresh_network_is_not_handed_over(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"handed_over.*: nothing is handed over: \w+ starts from scratch"):
+        expanded(tmp_path, TINY.replace('"badnets"', '"handed_over"'))
+
+
 def test_two_files_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:
     """Ids show the file's name alone."""
     weights = '["one/net.h5", "two/net.h5"]'

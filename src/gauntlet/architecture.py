@@ -33,6 +33,10 @@ class Architecture:
         """The (C, H, W) and the number of classes that a model's own file declares; None for a form that fits any."""
         return None
 
+    def is_trained(self) -> bool:
+        """Whether what `build` returns has been trained as a whole: a model's own file, not a network to train."""
+        return False
+
     def portable(self, folder: Path) -> Architecture:  # noqa: ARG002
         """The same architecture without need of any file outside `folder`, into which it may write what it needs."""
         return self

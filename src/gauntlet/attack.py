@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gauntlet.architecture import Architecture
 from gauntlet.errors import missing
 from gauntlet.facts import TaskFacts
 from gauntlet.federated.updates import Trajectory
@@ -101,6 +102,9 @@ class Attack:
 
     def check(self, facts: TaskFacts) -> None:
         """Raise SettingError, with the legal range, for settings that are impossible on this task."""
+
+    def check_architecture(self, architecture: Architecture) -> None:
+        """Raise SettingError where these settings are impossible with the case's architecture."""
 
     def models(self) -> tuple[str, ...]:
         """Names of the other architectures that `mount` trains: their code is part of the victim's key."""

@@ -215,6 +215,7 @@ def _check(case: Case, facts: TaskFacts, registry: Registry) -> None:
         for name in case.attack.models():
             registry.build(Kind.MODEL, name, {}).check(facts)
         case.attack.check(facts)
+        case.attack.check_architecture(case.architecture)
         case.defense.check(facts)
         require_reserve(case.defense, label(case.defense), case.reserve)
         if isinstance(case.defense, Aggregation) and isinstance(case.attack, Federation):
