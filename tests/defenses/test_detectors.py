@@ -116,7 +116,9 @@ def test_neural_cleanse_names_the_target_and_unlearns_it(context: Context, make_
 
 
 def test_neural_cleanse_does_not_flag_a_clean_victim(context: Context, make_case: CaseMaker) -> None:
-    outcome = run(make_case("none", "neural_cleanse", defense_settings=BRIEF, seeds=SEEDS), context)
+    # After 150 steps a class stood out on one CPU of three, in one of 12 searches there.
+    longer = BRIEF | {"steps": 300}
+    outcome = run(make_case("none", "neural_cleanse", defense_settings=longer, seeds=SEEDS), context)
 
     for score in outcome.scores:
         assert score.verdict
