@@ -25,6 +25,7 @@ from gauntlet.recipe import Recipe
 from gauntlet.registry import Registry
 from gauntlet.training import features, fit
 from gauntlet.views import AttackerView, DefenderView, Draws
+from tests.sample_views import Tools
 
 COUNT = 20_000
 CPU = torch.device("cpu")
@@ -95,23 +96,21 @@ def victim(mnist: TaskData) -> Victim:
     architecture = REGISTRY.build(Kind.MODEL, "simple_cnn", {})
     training = mnist.training.subset(torch.arange(COUNT))
     facts = replace(mnist.facts, train_counts=tuple(torch.bincount(training.labels, minlength=10).tolist()))
-    common: dict[str, Any] = {
-        "facts": facts,
-        "architecture": architecture,
-        "recipe": RECIPE,
-        "draws": Draws(0),
-        "device": CPU,
-        "tools": None,
-    }
+    draws, tools = Draws(0), Tools()
     assert isinstance(attack, Poisoning)
-    poison = attack.poison(AttackerView(**common, training=training))
+    poison = attack.poison(AttackerView(facts, architecture, RECIPE, draws, CPU, tools, training))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = wrap(architecture, facts, mnist.mean, mnist.std).place(CPU)
     fit(network, poison.training, RECIPE, seed=0, purpose=("training",), device=CPU)
     delivered = poison.training.materialised()
     view = DefenderView(
-        **common,
+        facts,
+        architecture,
+        RECIPE,
+        draws,
+        CPU,
+        tools,
         victim=network,
         reserve=mnist.reserve(0),
         deliver=lambda: delivered,
