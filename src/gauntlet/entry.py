@@ -18,7 +18,7 @@ __all__ = ["MANIFEST", "DamagedError", "Manifest", "Payload", "payload_of", "rea
 
 MANIFEST = "entry.json"
 _HASH = re.compile("[0-9a-f]{64}")
-_PIECE = 1 << 20
+_PIECE = 1 << 19
 """Bytes read at once: hashing is faster from the cache, and fewer system calls are faster too."""
 
 
