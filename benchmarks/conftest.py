@@ -31,6 +31,9 @@ from gauntlet.task import LoadContext
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT / "../shared/data"
 
+REST = 0.1
+"""Seconds before each turn: threads spin for a while after their work, in the other's process too, and hold a core."""
+
 _DUELS = pytest.StashKey[list[list[str]]]()
 _LIMITS = pytest.StashKey[list[list[str]]]()
 
@@ -61,9 +64,11 @@ def duel(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Duel:
         seconds: list[float] = []
 
         def turn() -> None:
+            time.sleep(REST)
             begun = time.perf_counter()
             theirs()
             seconds.append(time.perf_counter() - begun)
+            time.sleep(REST)
 
         if warmup:
             ours()

@@ -16,8 +16,11 @@ from torch.nn import functional
 
 from gauntlet import first_norm
 from gauntlet.first_norm import normalised_first
+from gauntlet.images import ImageSet
 from gauntlet.network import Network
 from gauntlet.patches import PatchMoments
+from gauntlet.recipe import Recipe
+from gauntlet.training import fit
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +43,8 @@ def network(shape: tuple[int, int, int] = (3, 10, 9), kernel: Any = 3, padding: 
         norm = nn.BatchNorm2d(5)
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
-        body = nn.Sequential(OrderedDict(conv=conv, norm=norm, relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(2)))
+        layers = OrderedDict(conv=conv, norm=norm, relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(2), flatten=nn.Flatten())
+        body = nn.Sequential(layers)
     return Network(body, (0.4,) * shape[0], (0.3,) * shape[0], "pool", "conv").place(torch.device("cpu")).train()
 
 
@@ -165,3 +169,24 @@ def test_frozen_filters_get_no_gradient() -> None:
         found = of_a_step(made, drawn(4, 3, 10, 9))
     assert "gradient of body.conv.weight" not in found
     assert "gradient of body.norm.weight" in found
+
+
+def test_a_training_takes_this_way_and_repeats_byte_for_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    class Counted(PatchMoments):
+        def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            seen.append(images)
+            return super().__call__(images)
+
+    monkeypatch.setattr(first_norm, "moments_of", Counted)
+    levels = torch.randint(0, 256, (64, 1, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = ImageSet.of(levels, torch.arange(64) % 4)
+    start = network((1, 12, 12), 5, 2)
+    trained = [copy.deepcopy(start) for _ in range(2)]
+    for each in trained:
+        fit(each, images, Recipe(epochs=2, batch_size=16), seed=0, purpose=("training",), device=torch.device("cpu"))
+    assert len(seen) == 2 * 2 * 4
+    one, two = (each.state_dict() for each in trained)
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert not torch.equal(one["body.conv.weight"], start.state_dict()["body.conv.weight"])
