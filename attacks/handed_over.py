@@ -143,8 +143,8 @@ class HandedOver(Attack):
     def check_architecture(self, architecture: Architecture) -> None:
         if self.weights is None and not architecture.is_trained():
             raise SettingError(
-                f"nothing is handed over: {name_of(architecture)} starts from scratch; give the attack `weights`, or "
-                "take a model whose file holds them, as keras_model and onnx_model do"
+                f"nothing is handed over: {name_of(architecture)} brings no trained network; give the attack "
+                "`weights`, or take a model whose file holds one, as keras_model does with an .h5, and onnx_model"
             )
 
     def _check_normalisation(self, facts: TaskFacts) -> None:

@@ -1,8 +1,8 @@
 """Benchmarks: `duel` times ours and theirs in turns in one run, `within` one thing against a limit; docs/benchmarks.md
 quotes the tables at the end.
 
-Results are compared before anything is timed. Speed is never asserted. With pytest-benchmark's --benchmark-disable (and
-under -n, which switches it off too) they are compared alone.
+Results are compared before anything is timed. Speed is never asserted. With pytest-benchmark's --benchmark-disable
+duels compare them and time nothing.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from gauntlet import first_norm
 from gauntlet.first_norm import normalised_first
 from gauntlet.images import ImageSet
 from gauntlet.network import Network
-from gauntlet.patches import PatchMoments
+from gauntlet.patches import PatchForm, PatchMoments
 from gauntlet.recipe import Recipe
 from gauntlet.training import fit
 
@@ -75,7 +75,7 @@ def test_moments_are_those_of_unfolded_patches(
     channels: int, height: int, width: int, kernel: tuple[int, int], padding: tuple[int, int]
 ) -> None:
     images = drawn(4, channels, height, width)
-    mean, covariance = PatchMoments((channels, height, width), kernel, padding)(images)
+    mean, covariance = PatchMoments(PatchForm((channels, height, width), kernel, padding))(images)
     patches = functional.unfold(images.double(), kernel, padding=padding)
     # unfold's order is [C, kh, kw].
     values = patches.view(4, channels, kernel[0] * kernel[1], -1).permute(2, 1, 0, 3).flatten(2).flatten(0, 1)
@@ -98,8 +98,7 @@ def test_a_step_is_that_of_the_two_layers(shape: tuple[int, int, int], kernel: A
     for name, value in found.items():
         # On MNIST the two layers themselves are off by 2e-4 to 8e-3 of the gradient's norm.
         assert (value - exact[name]).norm() <= 1e-4 * (1 + exact[name].norm()), name
-    assert "forward" not in vars(layer(made, 0))
-    assert "forward" not in vars(layer(made, 1))
+    assert "forward" not in vars(made.body)
 
 
 def test_bf16_is_as_near_to_the_truth_as_the_two_layers() -> None:
@@ -130,12 +129,14 @@ def test_other_convolutions_stay_as_they_are(settings: dict[str, Any]) -> None:
     made = network(**settings)
     expected = of_a_step(copy.deepcopy(made), drawn(4, 3, 10, 9))
     with normalised_first(made):
-        assert "forward" not in vars(layer(made, 0))
+        assert "forward" not in vars(made.body)
         found = of_a_step(made, drawn(4, 3, 10, 9))
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
-@pytest.mark.parametrize("why", ["evaluating", "gradient of the images", "a hook", "too few values"])
+@pytest.mark.parametrize(
+    "why", ["evaluating", "gradient of the images", "a hook", "a backward hook", "too few values", "float64"]
+)
 def test_maps_are_normalised_themselves(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made, images = network(), drawn(4, 3, 10, 9)
     if why == "evaluating":
@@ -144,6 +145,10 @@ def test_maps_are_normalised_themselves(why: str, monkeypatch: pytest.MonkeyPatc
         images.requires_grad_()
     if why == "a hook":
         layer(made, 0).register_forward_hook(lambda *_: None)
+    if why == "a backward hook":
+        layer(made, 1).register_full_backward_hook(lambda *_: None)
+    if why == "float64":
+        made, images = made.double(), images.double()
     if why == "too few values":
         monkeypatch.setattr(first_norm, "WORTH_VALUES", 4 * 5 * 10 * 9 + 1)
     other = copy.deepcopy(made)
@@ -153,6 +158,24 @@ def test_maps_are_normalised_themselves(why: str, monkeypatch: pytest.MonkeyPatc
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
     if why == "gradient of the images":
         assert images.grad is not None
+
+
+def test_the_first_layers_alone_are_what_they_are() -> None:
+    made, images = network(), drawn(4, 3, 10, 9)
+    with normalised_first(made):
+        found = layer(made, 1)(layer(made, 0)(images))
+    assert torch.equal(found, layer(network(), 1)(layer(network(), 0)(images)))
+
+
+def test_a_copy_made_within_a_training_goes_its_own_way() -> None:
+    made = network()
+    with normalised_first(made):
+        other = copy.deepcopy(made)
+        of_a_step(other, drawn(4, 3, 10, 9))
+    start = network().state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in made.state_dict().items())
+    assert other.state_dict()["body.norm.num_batches_tracked"] == 1
+    assert all(parameter.grad is not None for parameter in other.parameters())
 
 
 def test_constant_images_have_no_variance() -> None:

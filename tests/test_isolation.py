@@ -203,14 +203,29 @@ def test_a_setting_that_can_be_changed_is_refused(hint: str, tmp_path: Path) -> 
         ("window: Count = 0", "window of Mine has the default 0: input should be greater than or equal to 1"),
         ("norm: Literal['inf', '2'] = '1'", "norm of Mine has the default '1': input should be 'inf' or '2'"),
         ("sigma: float = None", "sigma of Mine has the default None: input should be a valid number"),
+        (
+            "sides: Size = field(default_factory=lambda: (0, 1))",
+            r"sides of Mine has the default \(0, 1\): input should be",
+        ),
     ],
 )
 def test_a_default_that_is_not_legal_is_refused(field: str, problem: str, tmp_path: Path) -> None:
-    imports = "import dataclass\nfrom typing import Literal\nfrom gauntlet.settings import Count\n"
+    imports = "import dataclass, field\nfrom typing import Literal\nfrom gauntlet.settings import Count, Size\n"
     text = PLUGIN.format(quality=30).replace("import dataclass\n", imports)
     (tmp_path / "mine.py").write_text(text.replace("    def transform", f"    {field}\n\n    def transform"))
     with pytest.raises(SettingError, match=problem):
         Registry.discover([tmp_path / "mine.py"]).get(Kind.DEFENSE, "mine")
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["window: int = Field(3, ge=1)", "model: FilePath = Path('/nowhere/model.h5')", "apply_predict: bool = False"],
+)
+def test_a_default_that_a_suite_may_replace_is_taken(field: str, tmp_path: Path) -> None:
+    imports = "import dataclass\nfrom pathlib import Path\nfrom pydantic import Field, FilePath\n"
+    text = PLUGIN.format(quality=30).replace("import dataclass\n", imports)
+    (tmp_path / "mine.py").write_text(text.replace("    def transform", f"    {field}\n\n    def transform"))
+    assert Registry.discover([tmp_path / "mine.py"]).get(Kind.DEFENSE, "mine").__name__ == "Mine"
 
 
 @dataclass(frozen=True)

@@ -380,7 +380,7 @@ def test_two_data_sets_of_one_name_are_not_taken_for_one(apart: str, tmp_path: P
 
 
 def test_a_fresh_network_is_not_handed_over(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"handed_over.*: nothing is handed over: \w+ starts from scratch"):
+    with pytest.raises(SettingError, match=r"handed_over.*: nothing is handed over: \w+ brings no trained network"):
         expanded(tmp_path, TINY.replace('"badnets"', '"handed_over"'))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from gauntlet.network import Network
-from gauntlet.patches import PatchMoments, moments_of
+from gauntlet.patches import PatchForm, moments_of
 
 __all__ = ["normalised_first"]
 
@@ -22,28 +23,30 @@ WORTH_FLOPS = 64
 
 @contextmanager
 def normalised_first(network: Network) -> Iterator[None]:
-    """Inside, in training mode on a CPU, the filters of `network`'s first layer are normalised instead of its maps.
+    """Inside, the filters of `network`'s first layer are normalised in training mode instead of its maps.
 
     A map's value is the product w.p of a filter and a patch, so that its mean and variance over the batch are w.m and
     w.C.w, with the patches' mean m and covariance C: the maps, the largest of most networks, are neither read for it
     nor written anew, and nor are their gradients. The values are those of batch normalisation (Ioffe and Szegedy 2015,
     arXiv:1502.03167) up to rounding; its running statistics are of the exact maps, not of those rounded to bf16.
+
+    So for float32 images on a CPU that need no gradient, where the two layers begin a Sequential, nobody listens to
+    them, and the maps are large enough for it to pay; everything else takes the usual way.
     """
-    layers = list(network.body) if type(network.body) is nn.Sequential else []
-    if len(layers) < 2 or not _fits(layers[0], layers[1]) or any(layers.count(each) > 1 for each in layers[:2]):
+    body = network.body
+    if type(body) is not nn.Sequential or len(body) < 2 or not _fits(body[0], body[1]):
         yield
         return
-    first = _First(layers[0], layers[1])
-    before = [vars(layer).get("forward") for layer in layers[:2]]
-    vars(layers[0])["forward"], vars(layers[1])["forward"] = first.convolve, first.normalise
+    before = vars(body).get("forward")
+    # An attribute of the instance stands before the method of its class.
+    vars(body)["forward"] = _Shorter(body)
     try:
         yield
     finally:
-        for layer, earlier in zip(layers, before, strict=False):
-            if earlier is None:
-                vars(layer).pop("forward", None)
-            else:
-                vars(layer)["forward"] = earlier
+        if before is None:
+            vars(body).pop("forward", None)
+        else:
+            vars(body)["forward"] = before
 
 
 def _fits(conv: nn.Module, norm: nn.Module) -> bool:
@@ -54,57 +57,53 @@ def _fits(conv: nn.Module, norm: nn.Module) -> bool:
     return plain and padded and norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
-class _First:
-    """What stands for the forward of both layers."""
+class _Shorter:
+    """What stands for the forward of a Sequential that begins with the two layers."""
 
-    def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d)
-        self._conv, self._norm = conv, norm
-        self._normalised: Tensor | None = None
+    def __init__(self, body: nn.Sequential) -> None:
+        self._body = body
 
-    def convolve(self, images: Tensor) -> Tensor:
-        """The maps of the images; normalised where that may be."""
-        moments = self._moments(images)
-        if moments is None:
-            return nn.Conv2d.forward(self._conv, images)
-        weight, bias = self._filters(images, moments)
-        self._normalised = conv2d(images, weight, bias, padding=self._conv.padding)
-        return self._normalised
+    def __call__(self, images: Tensor) -> Tensor:
+        conv, norm = cast(nn.Conv2d, self._body[0]), cast(nn.BatchNorm2d, self._body[1])
+        form = _form(conv, norm, images)
+        if form is None:
+            return cast(Tensor, nn.Sequential.forward(self._body, images))  # type: ignore[no-untyped-call]
+        weight, bias = _filters(conv, norm, images, form)
+        maps = conv2d(images, weight, bias, padding=conv.padding)
+        for layer in list(self._body)[2:]:
+            maps = layer(maps)
+        return maps
 
-    def normalise(self, maps: Tensor) -> Tensor:
-        """The normalised maps of those that `convolve` gave."""
-        done, self._normalised = maps is self._normalised, None
-        return maps if done else nn.BatchNorm2d.forward(self._norm, maps)
 
-    def _moments(self, images: Tensor) -> PatchMoments | None:
-        """What computes the patches' moments; None where the maps have to be normalised themselves."""
-        conv, norm = self._conv, self._norm
-        heard = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, norm))
-        # A gradient of the images would have to go through the statistics as well.
-        if heard or not norm.training or images.requires_grad or images.device.type != "cpu" or images.ndim != 4:
-            return None
-        if not images.dtype == conv.weight.dtype == torch.float32:
-            return None
-        assert not isinstance(conv.padding, str)
-        _, channels, height, width = images.shape
-        moments = moments_of((channels, height, width), conv.kernel_size, conv.padding)
-        values = conv.out_channels * moments.places[0] * moments.places[1]
-        pays = len(images) * values >= WORTH_VALUES and moments.flops() <= WORTH_FLOPS * values
-        return moments if pays else None
+def _form(conv: nn.Conv2d, norm: nn.BatchNorm2d, images: Tensor) -> PatchForm | None:
+    """That of the patches; None where the maps have to be normalised themselves."""
+    # A gradient of the images would have to go through the statistics as well.
+    if not norm.training or images.requires_grad or images.device.type != "cpu" or images.ndim != 4:
+        return None
+    if not images.dtype == conv.weight.dtype == torch.float32 or _is_heard(conv) or _is_heard(norm):
+        return None
+    assert not isinstance(conv.padding, str)
+    count, channels, height, width = images.shape
+    form = PatchForm((channels, height, width), conv.kernel_size, conv.padding)
+    values = conv.out_channels * form.places
+    return form if count * values >= WORTH_VALUES and form.flops <= WORTH_FLOPS * values else None
 
-    def _filters(self, images: Tensor, moments: PatchMoments) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution that yields normalised maps; the running statistics move on."""
-        conv, norm = self._conv, self._norm
-        with torch.autocast("cpu", enabled=False):
-            with torch.no_grad():
-                patch, covariance = moments(images)
-            weights = conv.weight.permute(0, 2, 3, 1).flatten(1)
-            mean = weights @ patch
-            variance = ((weights @ covariance) * weights).sum(1).clamp_min(0)
-            _move_on(norm, mean.detach(), variance.detach(), len(images) * moments.places[0] * moments.places[1])
-            scale = norm.weight * (variance + norm.eps).rsqrt()
-            return conv.weight * scale.view(-1, 1, 1, 1), norm.bias - mean * scale
+
+def _is_heard(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+
+
+def _filters(conv: nn.Conv2d, norm: nn.BatchNorm2d, images: Tensor, form: PatchForm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that yields normalised maps; the running statistics move on."""
+    with torch.autocast("cpu", enabled=False):
+        with torch.no_grad():
+            patch, covariance = moments_of(form)(images)
+        weights = conv.weight.permute(0, 2, 3, 1).flatten(1)
+        mean = weights @ patch
+        variance = ((weights @ covariance) * weights).sum(1).clamp_min(0)
+        _move_on(norm, mean.detach(), variance.detach(), len(images) * form.places)
+        scale = norm.weight * (variance + norm.eps).rsqrt()
+        return conv.weight * scale.view(-1, 1, 1, 1), norm.bias - mean * scale
 
 
 def _move_on(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import Field, PydanticUserError, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
-from gauntlet.errors import SettingError, nearest
+from gauntlet.errors import GauntletError, SettingError, nearest
 
 __all__ = [
     "Count",
@@ -75,8 +77,7 @@ def check_types(cls: type[Any], where: str) -> None:
                     f"{where}: the setting {field.name} of {cls.__name__} can be changed; write tuple[...]"
                 )
         _adapter(cast("Hashable", cls))
-        for field in _fields(cls):
-            _check_default(field, hints[field.name], f"{where}: the setting {field.name} of {cls.__name__}")
+        _check_defaults(cls, where)
     except NameError as error:
         raise SettingError(f"{where}: {error}, but {cls.__name__} uses it as a type; import it there") from None
     except PydanticUserError as error:
@@ -84,14 +85,32 @@ def check_types(cls: type[Any], where: str) -> None:
         raise SettingError(f"{where}: a setting of {cls.__name__} has no type that TOML can write: {problem}") from None
 
 
-def _check_default(field: dataclasses.Field[Any], hint: Any, what: str) -> None:
-    if field.default is dataclasses.MISSING:
-        return
+def _check_defaults(cls: type[Any], where: str) -> None:
+    given = {field.name: default for field in _fields(cls) if (default := _default(field)) is not dataclasses.MISSING}
     try:
-        TypeAdapter(hint).validate_python(field.default)
+        _adapter(cast("Hashable", cls)).validate_python(given)
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise SettingError(f"{what} has the default {field.default!r}: {problem[0].lower()}{problem[1:]}") from None
+        for each in error.errors():
+            # What has no default is missing; of all settings together, and of files, a suite may give others.
+            if each["loc"] and each["type"] != "missing" and not each["type"].startswith("path_"):
+                name = str(each["loc"][0])
+                raise SettingError(
+                    f"{where}: the setting {name} of {cls.__name__} has the default {given[name]!r}: {_problem(each)}"
+                ) from None
+    except GauntletError:
+        return
+
+
+def _default(field: dataclasses.Field[Any]) -> object:
+    """MISSING where there is none, and where pydantic keeps it in a field of its own."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return dataclasses.MISSING if isinstance(field.default, FieldInfo) else field.default
+
+
+def _problem(error: ErrorDetails) -> str:
+    problem = error["msg"].removeprefix("Value error, ")
+    return f"{problem[0].lower()}{problem[1:]}"
 
 
 def _is_mutable(hint: object) -> bool:
@@ -130,8 +149,7 @@ def build(cls: type[T], settings: Mapping[str, object], who: str) -> T:
         if first["type"] == "unexpected_keyword_argument":
             where = f"setting {_place(first['loc'][:-1])}: "
             raise SettingError(f"{who}: {where}unknown setting {first['loc'][-1]!r}") from None
-        problem = first["msg"].removeprefix("Value error, ")
-        raise SettingError(f"{who}: {where}{problem[0].lower()}{problem[1:]}") from None
+        raise SettingError(f"{who}: {where}{_problem(first)}") from None
     for name, given in settings.items():
         if _taken_for_number(given, getattr(instance, name)):
             raise SettingError(f"{who}: setting {name} = {_short(given)}: true and false are no numbers; write one")

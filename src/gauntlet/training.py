@@ -146,7 +146,7 @@ def _steadily() -> AbstractContextManager[None]:
 
 @contextmanager
 def _shorter(run: _Run) -> Iterator[None]:
-    """Inside, a step is shorter; its results are the same bit for bit, in the first layer up to rounding."""
+    """Inside, a step is shorter; its results are the same but for the rounding of a first layer."""
     # In training mode, in which a batch normalisation doesn't change places with a pool.
     run.network.train()
     with (

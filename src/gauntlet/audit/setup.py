@@ -167,6 +167,7 @@ def _cases(
         )
     found[0].architecture.check(known)
     found[0].attack.check(known)
+    found[0].attack.check_architecture(found[0].architecture)
     recipe = build(Recipe, suite.recipe, f"{suite.file}, recipe")
     for cell in found:
         cell.defense.check(known)
