@@ -34,7 +34,7 @@ class Architecture:
         return None
 
     def is_trained(self) -> bool:
-        """Whether what `build` returns has been trained as a whole (a model's own file was read): only that can be handed over."""
+        """Whether what `build` returns has been trained as a whole: only then can it be handed over as it is."""
         return False
 
     def portable(self, folder: Path) -> Architecture:  # noqa: ARG002
