@@ -38,11 +38,12 @@ _DUELS = pytest.StashKey[list[list[str]]]()
 _LIMITS = pytest.StashKey[list[list[str]]]()
 
 Duel = Callable[..., None]
+Versus = Callable[[float, float, str, float], None]
 Within = Callable[..., None]
 
 
 @pytest.fixture
-def duel(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Duel:
+def duel(benchmark: BenchmarkFixture, versus: Versus) -> Duel:
     """Time `ours` against `theirs` in turns and note the ratio of the medians.
 
     ours, theirs: callables without arguments that do the same work; goal: the ratio asked for; rounds: of each, at
@@ -75,11 +76,21 @@ def duel(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Duel:
             theirs()
         benchmark.pedantic(ours, setup=turn, rounds=rounds, iterations=1)  # type: ignore[no-untyped-call]
         mine, other = benchmark.stats.stats.median, statistics.median(seconds)  # type: ignore[union-attr]
-        benchmark.extra_info.update(against=against, other_seconds=seconds, ratio=other / mine, goal=goal)
-        rows = request.config.stash.setdefault(_DUELS, [])
-        rows.append([request.node.name, f"{mine:.4g}", against, f"{other:.4g}", f"{other / mine:.1f}", f"{goal:g}"])
+        benchmark.extra_info["other_seconds"] = seconds
+        versus(mine, other, against, goal)
 
     return run
+
+
+@pytest.fixture
+def versus(request: pytest.FixtureRequest) -> Versus:
+    """Note the ratio of two times in seconds: versus(ours, theirs, what theirs is, the ratio asked for)."""
+
+    def note(ours: float, theirs: float, against: str, goal: float) -> None:
+        rows = request.config.stash.setdefault(_DUELS, [])
+        rows.append([request.node.name, f"{ours:.4g}", against, f"{theirs:.4g}", f"{theirs / ours:.1f}", f"{goal:g}"])
+
+    return note
 
 
 @pytest.fixture

@@ -230,7 +230,7 @@ def matrix() -> list[Case]:
     ]
 
 
-def test_a_matrix_of_6_x_10_x_2_x_3(tmp_path: Path, benchmark: Any) -> None:
+def test_a_matrix_of_6_x_10_x_2_x_3(tmp_path: Path, versus: Any) -> None:
     """Theirs is the sum over all cells, estimated from a random sample of them, each run from an empty store."""
     cases = matrix()
     sample = random.Random(0).sample(cases, SAMPLE)
@@ -239,18 +239,13 @@ def test_a_matrix_of_6_x_10_x_2_x_3(tmp_path: Path, benchmark: Any) -> None:
         begun = time.perf_counter()
         scores.append(run(case, _alone(tmp_path / str(number))).scores)
         seconds.append(time.perf_counter() - begun)
-    found = {}
-
-    def whole() -> None:
-        context = _alone(tmp_path / "matrix")
-        found.update({case.id: run(case, context).scores for case in cases})
-
-    benchmark.pedantic(whole, rounds=1)
+    context, begun = _alone(tmp_path / "matrix"), time.perf_counter()
+    found = {case.id: run(case, context).scores for case in cases}
+    ours = time.perf_counter() - begun
     for case, expected in zip(sample, scores, strict=True):
         same = [one.model_copy(update={"predictions": ""}) for one in found[case.id]]
         assert same == [one.model_copy(update={"predictions": ""}) for one in expected]
-    ours, theirs = benchmark.stats.stats.total, sum(seconds) / len(seconds) * len(cases)
-    benchmark.extra_info.update(sample=seconds, one_by_one=theirs, ratio=theirs / ours, goal=5)
+    versus(ours, sum(seconds) / len(seconds) * len(cases), "its cells, one by one", 5)
 
 
 SUITE = """
@@ -279,7 +274,7 @@ def _entries(settings: list[tuple[str, dict[str, Any]]]) -> str:
     )
 
 
-def test_the_matrix_as_commands(tmp_path: Path, benchmark: Any) -> None:
+def test_the_matrix_as_commands(tmp_path: Path, versus: Any) -> None:
     """The whole matrix as one command; its cells, estimated from as large a sample, each as a command of its own."""
     (tmp_path / "suite.toml").write_text(SUITE.format(attacks=_entries(ATTACKS), defenses=_entries(DEFENSES)))
     (tmp_path / "test_bench.py").write_text("def test_case(outcome):\n    outcome.check()\n")
@@ -294,12 +289,9 @@ def test_the_matrix_as_commands(tmp_path: Path, benchmark: Any) -> None:
         assert "1 passed" in text
         seconds.append(taken)
 
-    def whole() -> None:
-        assert f"{len(cases)} passed" in timed([*command, "--store=matrix"], tmp_path)[1]
-
-    benchmark.pedantic(whole, rounds=1)
-    ours, theirs = benchmark.stats.stats.total, sum(seconds) / len(seconds) * len(cases)
-    benchmark.extra_info.update(sample=seconds, one_by_one=theirs, ratio=theirs / ours, goal=5)
+    ours, text = timed([*command, "--store=matrix"], tmp_path)
+    assert f"{len(cases)} passed" in text
+    versus(ours, sum(seconds) / len(seconds) * len(cases), "its cells, a command each", 5)
 
 
 def _alone(store: Path) -> Context:
