@@ -15,8 +15,10 @@ from gauntlet.patches import PatchForm, moments_of
 
 __all__ = ["normalised_first"]
 
-WORTH_VALUES = 1 << 19
-"""Values in the first maps of a batch from which the few dozen small operations cost less than what they spare."""
+WORTH_VALUES = 1 << 20
+"""Values in the first maps of a batch from which the few dozen small operations cost less than what they spare: with
+800,000 they cost as much (docs/benchmarks.md).
+"""
 WORTH_FLOPS = 64
 """Operations that the patches' covariance may cost for each of those values."""
 
