@@ -19,8 +19,8 @@ WORTH_VALUES = 1 << 20
 """Values in the first maps of a batch from which the few dozen small operations cost less than what they spare: with
 800,000 they cost as much (docs/benchmarks.md).
 """
-WORTH_FLOPS = 64
-"""Operations that the patches' covariance may cost for each of those values."""
+WORTH_FLOPS = 30
+"""Operations that the patches' covariance may cost for each of those values: with 32, of three colours, nothing is won."""
 
 
 @contextmanager
