@@ -20,7 +20,7 @@ WORTH_VALUES = 1 << 20
 800,000 they cost as much (docs/benchmarks.md).
 """
 WORTH_FLOPS = 30
-"""Operations that the patches' covariance may cost for each of those values: with 32 of colour images nothing is won."""
+"""Operations that the patches' covariance may cost for each of those values: with 32, in colour, nothing is won."""
 
 
 @contextmanager
