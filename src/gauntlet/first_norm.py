@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from gauntlet.inference import standing_in
 from gauntlet.network import Network
 from gauntlet.patches import PatchForm, moments_of
 
@@ -39,16 +40,8 @@ def normalised_first(network: Network) -> Iterator[None]:
     if type(body) is not nn.Sequential or len(body) < 2 or not _fits(body[0], body[1]):
         yield
         return
-    before = vars(body).get("forward")
-    # An attribute of the instance stands before the method of its class.
-    vars(body)["forward"] = _Shorter(body)
-    try:
+    with standing_in({body: _Shorter(body)}):
         yield
-    finally:
-        if before is None:
-            vars(body).pop("forward", None)
-        else:
-            vars(body)["forward"] = before
 
 
 def _fits(conv: nn.Module, norm: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, reduce
 from itertools import takewhile
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gauntlet.network import Network
 from gauntlet.precision import autocast
 
-__all__ = ["as_it_is", "halved", "inference", "pooling_early"]
+__all__ = ["as_it_is", "halved", "inference", "pooling_early", "standing_in"]
 
 _Map: TypeAlias = Callable[[Tensor], Tensor]
 """What a layer does: a tensor to a tensor."""
@@ -60,18 +60,25 @@ def pooling_early(network: nn.Module, pool: _Map | None, rise: Callable[[nn.Modu
         moved[layer] = _Pooled(pool or as_it_is(layer), tuple(map(rise, after)))
         relus = len(list(takewhile(lambda each: type(each) is nn.ReLU, after)))
         moved |= {each: _HandedOn(each, place < relus) for place, each in enumerate(after)}
-    before = {layer: vars(layer).get("forward") for layer in moved}
-    for layer, forward in moved.items():
+    with standing_in(moved):
+        yield
+
+
+@contextmanager
+def standing_in(forwards: Mapping[nn.Module, _Map]) -> Iterator[None]:
+    """Inside, each of the modules works by what stands for its forward here. It may be entered inside itself."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    for module, forward in forwards.items():
         # An attribute of the instance stands before the method of its class.
-        vars(layer)["forward"] = forward
+        vars(module)["forward"] = forward
     try:
         yield
     finally:
-        for layer, earlier in before.items():
+        for module, earlier in before.items():
             if earlier is None:
-                vars(layer).pop("forward", None)
+                vars(module).pop("forward", None)
             else:
-                vars(layer)["forward"] = earlier
+                vars(module)["forward"] = earlier
 
 
 def as_it_is(layer: nn.Module) -> _Map:
