@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gauntlet.pytest_plugin import Judged
+
+# A verdict doesn't hang on a plug-in's warnings, whatever the rest of the project makes of them.
+pytestmark = pytest.mark.filterwarnings("default")
 
 
 def test_case(outcome: Judged) -> None:

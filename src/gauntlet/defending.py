@@ -40,7 +40,7 @@ from gauntlet.plugin import name_of
 from gauntlet.store import Obtained
 from gauntlet.toolbox import EngineTools, Lent, NetworkCodec, describe, state_of
 from gauntlet.training import features
-from gauntlet.turns import expected, kept, turn
+from gauntlet.turns import expected, kept, turn, unwritten
 from gauntlet.views import DefenderView, Draws, OracleView
 
 __all__ = ["Defended", "defend", "defended_spec", "defender_view"]
@@ -91,7 +91,7 @@ def defend(
             return _federated(defense, attack, tools)
         view = defender_view(defense, attack, mounted.value, codec.copy_of_victim(), reserve, tools)
         with turn(Role.DEFENDER, view.draws, "answer"):
-            answered = _answer(defense, view, codec.copy_of_victim)
+            answered = _answer(defense, view, codec.copy_of_victim, mounted.value.training)
         return replace(answered, network=kept(answered.network, tools, name_of(defense)))
 
     return tools.store.obtain(
@@ -119,7 +119,7 @@ def defender_view(
         "represent": _represented(mounted, delivery, key(victim_spec(attack, tools)), tools),
     }
     if isinstance(defense, Reference):
-        return OracleView(**shown, clean_training=tools.data.training, poisoned=mounted.poisoned)
+        return OracleView(**shown, clean_training=tools.data.training.detached(), poisoned=mounted.poisoned)
     return DefenderView(**shown)
 
 
@@ -171,13 +171,16 @@ def _facts_for_defender(facts: TaskFacts, delivered: Tensor | None) -> TaskFacts
     return replace(facts, train_counts=tuple(torch.bincount(labels, minlength=facts.classes).tolist()))
 
 
-def _answer(defense: Defense, view: DefenderView, fresh: Callable[[], Network]) -> Defended:
-    """Run the one method of the defense's stage. fresh: the victim as it was, since the view's may be changed."""
+def _answer(defense: Defense, view: DefenderView, fresh: Callable[[], Network], delivered: ImageSet) -> Defended:
+    """Run the one method of the defense's stage.
+
+    fresh: the victim as it was, delivered: the training set as it was, since the view's may be changed.
+    """
     name = name_of(defense)
     if isinstance(defense, Filter):
         count = len(view.training)
         keep = expected(defense.keep(view), Tensor, f"{name}'s keep", f"a bool tensor [{count}]").cpu()
-        return Defended(_retrain(keep, view, name), keep=keep)
+        return Defended(_retrain(keep, delivered.without_auxiliary(), view, name), keep=keep)
     if isinstance(defense, ModelVerdict):
         inspection = _checked(expected(defense.inspect(view), Inspection, f"{name}'s inspect"), view.facts, name)
         network = fresh() if inspection.network is None else inspection.network
@@ -203,7 +206,8 @@ def _federated(defense: Aggregation, attack: Attack, tools: EngineTools) -> Defe
         return step
 
     # The purpose of the attack's own turn: without a defense the same federation.
-    with turn(Role.ATTACKER, draws, "mount"):
+    written = f"{name_of(attack)}'s federate wrote into the clean training images"
+    with unwritten(tools.data.training.base, written), turn(Role.ATTACKER, draws, "mount"):
         mounted = attack.federate(attacker_view(tools), aggregate)
     return Defended(kept(mounted.network, tools, name_of(attack)), trajectory=mounted.trajectory)
 
@@ -243,12 +247,12 @@ def _checked(inspection: Inspection, facts: TaskFacts, name: str) -> Inspection:
     return inspection
 
 
-def _retrain(keep: Tensor, view: DefenderView, name: str) -> Network:
-    if keep.dtype != torch.bool or keep.shape != view.training.labels.shape:
+def _retrain(keep: Tensor, delivered: ImageSet, view: DefenderView, name: str) -> Network:
+    if keep.dtype != torch.bool or keep.shape != delivered.labels.shape:
         raise GauntletError(f"{name}'s keep gave {keep.dtype} {list(keep.shape)}; due: a bool for each training sample")
     if not keep.any():
         raise GauntletError(f"{name} removed the whole training set")
-    return view.tools.train(view.training.subset(keep), "training", shared=True)
+    return view.tools.train(delivered.subset(keep), "training", shared=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ __all__ = [
     "ShapeError",
     "StoreError",
     "UnknownNameError",
+    "WrittenError",
     "missing",
     "nearest",
 ]
@@ -56,6 +57,10 @@ class DivergedError(GauntletError):
 
 class LeakError(GauntletError):
     """An attack or a defense reached for data that only the evaluator may see."""
+
+
+class WrittenError(GauntletError):
+    """Somebody wrote into images that all cases share; whoever holds them must have them read anew."""
 
 
 class NotApplicableError(Exception):

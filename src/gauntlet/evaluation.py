@@ -10,7 +10,7 @@ from torch import Tensor
 from gauntlet.attack import Backdoor
 from gauntlet.records import BackdoorCounts, Counts
 
-__all__ = ["REJECTED", "Predictions", "count", "count_backdoor", "count_by_class"]
+__all__ = ["REJECTED", "Predictions", "copied", "count", "count_backdoor", "count_by_class"]
 
 REJECTED = -1
 """The class of a rejected input: neither its own nor anybody's target."""
@@ -37,6 +37,15 @@ class Predictions:
         """The predictions with -1 where the input was rejected."""
         return self.predicted if self.flagged is None else self.predicted.masked_fill(self.flagged, REJECTED)
 
+    def asked(self, classes: int) -> tuple[Tensor, int, Tensor | None]:
+        """What a label map is asked with: copies, since the test labels serve every case."""
+        return copied(self.labels, classes, self.auxiliary)
+
+
+def copied(labels: Tensor, classes: int, auxiliary: Tensor | None) -> tuple[Tensor, int, Tensor | None]:
+    """The arguments of a label map's methods, as copies that it may write into."""
+    return labels.clone(), classes, None if auxiliary is None else auxiliary.clone()
+
 
 def count(hits: Tensor) -> Counts:
     """Counts of a bool tensor."""
@@ -58,13 +67,12 @@ def count_backdoor(backdoor: Backdoor, clean: Predictions, triggered: Prediction
     Clean images that carry the feature as they are count as triggered alone.
     """
     labels, answered = triggered.labels, triggered.answered
-    counted = backdoor.labels.eligible(labels, classes, triggered.auxiliary)
+    counted = backdoor.labels.eligible(*triggered.asked(classes))
     hits = answered == triggered.wanted
     known = counted & (labels >= 0)
-    aimed = backdoor.labels.aimed(labels, classes, triggered.auxiliary)
-    asked = (clean.labels, classes, clean.auxiliary)
-    before = backdoor.labels.eligible(*asked) & ~backdoor.carriers(*asked)
-    sought = backdoor.labels.apply(*asked)
+    aimed = backdoor.labels.aimed(*triggered.asked(classes))
+    before = backdoor.labels.eligible(*clean.asked(classes)) & ~backdoor.carriers(*clean.asked(classes))
+    sought = backdoor.labels.apply(*clean.asked(classes))
     return BackdoorCounts(
         name=backdoor.name,
         asr=count(hits[counted]),

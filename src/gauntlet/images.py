@@ -12,7 +12,17 @@ from torch import Tensor
 
 from gauntlet.errors import GauntletError
 
-__all__ = ["ImageSet", "Images", "checked_images", "checked_levels", "chunks", "quantize", "to_float", "to_uint8"]
+__all__ = [
+    "ImageSet",
+    "Images",
+    "checked_images",
+    "checked_levels",
+    "checked_vector",
+    "chunks",
+    "quantize",
+    "to_float",
+    "to_uint8",
+]
 
 Images: TypeAlias = Tensor
 """float32 [N, C, H, W] in [0, 1]."""
@@ -50,6 +60,13 @@ def checked_levels(levels: object, shape: Sequence[int], who: str) -> Tensor:
     if not isinstance(levels, Tensor) or levels.dtype != torch.uint8 or levels.shape != tuple(shape):
         raise GauntletError(f"{who} gave {_kind(levels)}; due: uint8 images {list(shape)}")
     return levels
+
+
+def checked_vector(values: object, dtype: torch.dtype, count: int, who: str) -> Tensor:
+    """What somebody's code gave for `count` values; GauntletError, naming `who`, unless they are a tensor of those."""
+    if not isinstance(values, Tensor) or values.dtype != dtype or values.shape != (count,):
+        raise GauntletError(f"{who} gave {_kind(values)}; due: {str(dtype).removeprefix('torch.')} [{count}]")
+    return values
 
 
 def _check_base(images: object) -> None:
@@ -175,6 +192,11 @@ class ImageSet:
         """The same images and labels with a base of their own, which doesn't tell which of them were changed."""
         auxiliary = None if self.auxiliary is None else self.auxiliary.clone()
         return ImageSet.of(self.images(), self.labels.clone(), auxiliary)
+
+    def detached(self) -> ImageSet:
+        """The same set whose rows and labels may be written into; base and changed images are shared."""
+        auxiliary = None if self.auxiliary is None else self.auxiliary.clone()
+        return replace(self, rows=self.rows.clone(), labels=self.labels.clone(), auxiliary=auxiliary)
 
     def without_auxiliary(self) -> ImageSet:
         """The same set as somebody sees it who knows the task's labels alone."""

@@ -35,7 +35,7 @@ class LabelMap:
 
     def eligible(self, labels: Tensor, classes: int, auxiliary: Tensor | None = None) -> Tensor:
         """bool [N]: the images over which ASR is counted: those whose wanted label is not the true one."""
-        wanted = self.apply(labels, classes, auxiliary)
+        wanted = self.apply(labels.clone(), classes, auxiliary)
         return (wanted != labels) & (wanted >= 0)
 
     def aimed(self, labels: Tensor, classes: int, auxiliary: Tensor | None = None) -> Tensor:

@@ -54,6 +54,11 @@ class Memory:
         self._kept.move_to_end(name)
         return self._kept[name][0]
 
+    def clear(self) -> None:
+        """Forget everything."""
+        forbid_players("what the evaluator keeps in memory")
+        self._kept.clear()
+
     @property
     def size(self) -> int:
         """Bytes of all tensors in it."""

@@ -24,7 +24,7 @@ from gauntlet.precision import arithmetic
 from gauntlet.settings import values
 from gauntlet.store import Obtained
 from gauntlet.toolbox import EngineTools, Lent, NetworkCodec, describe, state_of
-from gauntlet.turns import expected, kept, turn
+from gauntlet.turns import expected, kept, turn, unwritten
 from gauntlet.views import AttackerView, Draws
 
 __all__ = ["attacker_view", "mount", "rounds_of", "trajectory_in", "victim_spec"]
@@ -59,7 +59,7 @@ def attacker_view(tools: EngineTools) -> AttackerView:
         draws=Draws(tools.seed),
         device=tools.device,
         tools=Lent(tools),
-        training=tools.data.training,
+        training=tools.data.training.detached(),
     )
 
 
@@ -72,10 +72,11 @@ def mount(attack: Attack, tools: EngineTools) -> Obtained[Mounted]:
         return replace(known, cached=True)
 
     def make() -> Mounted:
-        view = attacker_view(tools)
-        with turn(Role.ATTACKER, view.draws, "mount"):
+        view, who = attacker_view(tools), f"{name_of(attack)}'s mount"
+        written = f"{who} wrote into the clean training images"
+        with unwritten(tools.data.training.base, written), turn(Role.ATTACKER, view.draws, "mount"):
             mounted = attack.mount(view)
-        return _checked(mounted, tools, f"{name_of(attack)}'s mount")
+        return _checked(mounted, tools, who)
 
     obtained = tools.store.obtain(
         "victim",

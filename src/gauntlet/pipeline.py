@@ -12,6 +12,7 @@ from gauntlet.case import Case, label
 from gauntlet.compute import deterministic
 from gauntlet.dataset import TaskData, prepare
 from gauntlet.defending import defend, defended_spec
+from gauntlet.errors import WrittenError
 from gauntlet.expansion import same
 from gauntlet.keys import key
 from gauntlet.memory import Memory
@@ -58,6 +59,11 @@ class Context:
             self.progress.step(f"preparing {case.task_name}")
             self.datasets[case.task_name] = prepare(case.task, case.task_name, self.store, self.load)
         return self.datasets[case.task_name]
+
+    def forget(self, case: Case) -> None:
+        """Have the case's task read anew, and what was made of it: its images are not what they were."""
+        self.datasets.pop(case.task_name, None)
+        self.memory.clear()
 
 
 @dataclass(frozen=True)
@@ -140,8 +146,12 @@ def run(case: Case, context: Context) -> Outcome:
     for seed in case.seeds:
         tools = tools_for(case, seed, context)
         keys = _keys(case, tools)
-        with deterministic():
-            found = _remembered(keys, tools) or _measured(case, keys, tools)
+        try:
+            with deterministic():
+                found = _remembered(keys, tools) or _measured(case, keys, tools)
+        except WrittenError:
+            context.forget(case)
+            raise
         scores.append(_seed_score(seed, found["score"].value, found["undefended score"].value, keys.score))
         write_scores(tools.recorder, scores[-1])
         costs += [_cost(step, seed, obtained) for step, obtained in found.items() if keys.defended or step != "score"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from gauntlet.attack import Attack, Backdoor, Mounted
 from gauntlet.errors import GauntletError, SettingError, missing
 from gauntlet.facts import TaskFacts
-from gauntlet.images import Images, ImageSet, checked_images, to_float, to_uint8
+from gauntlet.images import Images, ImageSet, checked_images, checked_vector, to_float, to_uint8
 from gauntlet.labels import AllToOne, LabelMap
 from gauntlet.plugin import name_of
 from gauntlet.settings import Count, Probability
@@ -172,8 +172,10 @@ class Poisoning(Attack):
     def _allowed(self, view: AttackerView) -> Tensor:
         training, classes = view.training, view.facts.classes
         if self.label_map.uses_auxiliary and not self.include_target:
-            return self.label_map.eligible(training.labels, classes, training.auxiliary)
-        return self.may_poison(training.labels, classes)
+            allowed = self.label_map.eligible(training.labels, classes, training.auxiliary)
+        else:
+            allowed = self.may_poison(training.labels, classes)
+        return checked_vector(allowed, torch.bool, len(training), f"{name_of(self)}'s may_poison")
 
     def _new_labels(self, view: AttackerView, chosen: Tensor) -> Tensor:
         labels, auxiliary = view.training.labels[chosen], view.training.auxiliary
@@ -189,7 +191,8 @@ class Poisoning(Attack):
         given, who = to_float(clean.images(chosen)), name_of(self)
         shape = given.shape
         made = checked_images(self.poison_images(view, given, labels), shape, f"{who}'s trigger or poison_images")
-        images, new_labels = to_uint8(made), self._new_labels(view, chosen)
+        images = to_uint8(made)
+        new_labels = checked_vector(self._new_labels(view, chosen), torch.int64, len(chosen), f"{who}'s poison_labels")
         if len(chosen) and not 0 <= int(new_labels.min()) <= int(new_labels.max()) < view.facts.classes:
             raise GauntletError(
                 f"{who}'s labels of poisoned images are no classes; legal: 0 to {view.facts.classes - 1}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gauntlet.attack import Attack, Backdoor, Family, Mounted
 from gauntlet.dataset import TaskData
 from gauntlet.defending import Defended, defender_view
 from gauntlet.defense import Defense, InputDetector
-from gauntlet.evaluation import Predictions, count, count_backdoor, count_by_class
+from gauntlet.evaluation import Predictions, copied, count, count_backdoor, count_by_class
 from gauntlet.facts import TaskFacts
 from gauntlet.federated.updates import Trajectory, load
 from gauntlet.fingerprint import fingerprint, versions
@@ -111,7 +112,8 @@ class _Deployed:
         name, wanted = "clean", torch.full_like(labels, -1)
         auxiliary = sets.auxiliary(backdoor)
         if backdoor is not None:
-            name, wanted = backdoor.name, backdoor.labels.apply(labels, tools.data.facts.classes, auxiliary)
+            asked = copied(labels, tools.data.facts.classes, auxiliary)
+            name, wanted = backdoor.name, backdoor.labels.apply(*asked)
         if self.screen is None:
             return Predictions(name, labels, wanted, predicted, auxiliary=auxiliary)
         suspicion = self.screen.scores(shown)
@@ -146,7 +148,7 @@ def _free(backdoors: Sequence[Backdoor], clean: Predictions, classes: int) -> Te
     """bool [N]: the clean test images that carry none of the backdoors' features as they are."""
     carried = torch.zeros(len(clean.labels), dtype=torch.bool)
     for backdoor in backdoors:
-        carried |= backdoor.carriers(clean.labels, classes, clean.auxiliary)
+        carried |= backdoor.carriers(*clean.asked(classes))
     return ~carried
 
 
@@ -171,7 +173,7 @@ def _rounds(attack: Attack, network: Network, trajectory: Trajectory, tools: Eng
 def _detector_counts(attack: Attack, sets: Sequence[Predictions], screen: Screen, classes: int) -> DetectorCounts:
     clean, found = _suspicion(sets[0])[_free(attack.backdoors, sets[0], classes)], []
     for backdoor, triggered in zip(attack.backdoors, sets[1:], strict=True):
-        counted = backdoor.labels.eligible(triggered.labels, classes, triggered.auxiliary)
+        counted = backdoor.labels.eligible(*triggered.asked(classes))
         scores = _suspicion(triggered)[counted]
         found.append(
             Detected(
@@ -211,9 +213,9 @@ def _targets(attack: Attack, mounted: Mounted, facts: TaskFacts) -> tuple[int, .
     labels, auxiliary = torch.arange(facts.classes), None
     if second := len(facts.auxiliary_names):
         labels, auxiliary = labels.repeat_interleave(second), torch.arange(second).repeat(facts.classes)
-    asked = (labels, facts.classes, auxiliary)
+    asked = partial(copied, labels, facts.classes, auxiliary)
     maps = [backdoor.labels for backdoor in attack.backdoors]
-    wanted = [each.apply(*asked)[each.eligible(*asked)] for each in maps]
+    wanted = [each.apply(*asked())[each.eligible(*asked())] for each in maps]
     return tuple(sorted(set(torch.cat(wanted).tolist()))) if wanted else ()
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from gauntlet import randomness
 from gauntlet.assembly import mould
-from gauntlet.errors import GauntletError
+from gauntlet.errors import GauntletError, WrittenError
 from gauntlet.guard import Role, acting_as
 from gauntlet.images import Images, to_float
 from gauntlet.network import Network
 from gauntlet.toolbox import EngineTools, NetworkCodec, state_of
 from gauntlet.views import Draws
 
-__all__ = ["expected", "kept", "turn"]
+__all__ = ["expected", "kept", "turn", "unwritten"]
 
 T = TypeVar("T")
 
@@ -28,11 +32,59 @@ _CLOSE = 1e-3
 """The share of the logits that rounding may add: memory formats choose kernels."""
 
 
+def _flag(owner: object, name: str) -> tuple[Callable[[], Any], Callable[[Any], object]]:
+    return partial(getattr, owner, name), partial(setattr, owner, name)
+
+
+_SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, lambda _device: torch.set_default_device(None)),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    _flag(torch.backends.mkldnn, "enabled"),
+    *(_flag(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")),
+)
+"""What holds for the whole process: how to ask for it, and how to set it."""
+
+
 @contextmanager
 def turn(role: Role, draws: Draws, *purpose: str) -> Iterator[None]:
-    """Run the block on behalf of `role`; what it draws from torch's own generators is the same in every run."""
-    with draws.seeded(role, *purpose), acting_as(role):
+    """Run the block on behalf of `role`; what it draws from torch's own generators is the same in every run.
+
+    What it switches for the whole process is switched back, so that no player changes the results of another.
+    """
+    with _switches_kept(), draws.seeded(role, *purpose), acting_as(role):
         yield
+
+
+@contextmanager
+def _switches_kept() -> Iterator[None]:
+    with np.errstate(), warnings.catch_warnings():
+        before = [ask() for ask, _ in _SWITCHES]
+        try:
+            yield
+        finally:
+            for (ask, switch), value in zip(_SWITCHES, before, strict=True):
+                if ask() != value:
+                    switch(value)
+
+
+@contextmanager
+def unwritten(images: Tensor, complaint: str) -> Iterator[None]:
+    """Raise WrittenError when the block changed the images, which the cases of a session share. complaint: who did."""
+    before = _checksum(images)
+    try:
+        yield
+    finally:
+        if _checksum(images) != before:
+            raise WrittenError(f"{complaint}, which every case shares: write into a copy, such as training.images()")
+
+
+def _checksum(images: Tensor) -> bytes:
+    return xxhash.xxh3_128(images.contiguous().numpy().data).digest()
 
 
 def expected(value: object, kind: type[T], who: str, due: str = "") -> T:
