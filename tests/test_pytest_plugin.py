@@ -18,7 +18,7 @@ from gauntlet.cli import main
 from gauntlet.errors import DataError
 from gauntlet.options import Options
 from gauntlet.records import Record, Status
-from gauntlet.results import RECORDS, ResultsWriter, read_records
+from gauntlet.results import DUE, RECORDS, ResultsWriter, read_records
 from gauntlet.session import open_session
 
 pytest_plugins = ["pytester"]
@@ -117,7 +117,9 @@ def test_a_run_from_header_to_artifacts(bench: Bench) -> None:
         ]
     )
     (folder,) = bench.results.iterdir()
-    assert {"records.jsonl", "leaderboard.csv", "leaderboard.md"} <= {path.name for path in folder.iterdir()}
+    found = {path.name for path in folder.iterdir()}
+    assert {"records.jsonl", "leaderboard.csv", "leaderboard.md"} <= found
+    assert DUE not in found
     first = bench.records()[UNDEFENDED]
     assert first.scores[0].clean.n == 449
     assert (first.family, first.suite, first.provenance.task_hash != "") == ("dirty_label", "tiny", True)
@@ -469,15 +471,21 @@ sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
-def test_what_was_finished_before_a_blow_is_not_made_again(bench: Bench, tmp_path: Path, blow: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("blow", "workers"),
+    [(signal.SIGINT, ()), (signal.SIGKILL, ()), (signal.SIGKILL, ("-n", "2"))],
+    ids=["ctrl-c", "kill", "kill-xdist"],
+)
+def test_what_was_finished_before_a_blow_is_reported_and_not_made_again(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str], blow: signal.Signals, workers: tuple[str, ...]
+) -> None:
     bench.pytester.makepyfile(waiting=WAITING)
     wait = bench.pytester.path / "wait"
     wait.touch()
     suite = SUITE.replace('"badnets"', '"waiting"')
     (bench.pytester.path / "tiny.toml").write_text(suite, encoding="utf-8")
     given = ("--plugin=waiting.py", f"--store={tmp_path / 'own'}")
-    command = [sys.executable, "-c", STARTED, "-p", "no:hypothesispytest", "--suite=tiny.toml", *given]
+    command = [sys.executable, "-c", STARTED, "-p", "no:hypothesispytest", "--suite=tiny.toml", *given, *workers]
     with subprocess.Popen(command, cwd=bench.pytester.path, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while _finished(bench) < 3 and process.poll() is None and time.monotonic() < deadline:
@@ -490,7 +498,14 @@ def test_what_was_finished_before_a_blow_is_not_made_again(bench: Bench, tmp_pat
             process.kill()
     assert process.returncode == (pytest.ExitCode.INTERRUPTED if blow == signal.SIGINT else -signal.SIGKILL)
     statuses = list(bench.statuses().values())
-    assert statuses == ["pass"] * 3 + ["not-run"] * (3 if blow == signal.SIGINT else 0)
+    assert statuses == ["pass"] * 3 + ["not-run"] * 3
+    (folder,) = bench.results.iterdir()
+    assert (folder / DUE).exists() == (blow == signal.SIGKILL)
+    capsys.readouterr()
+    assert main(["report", str(folder)]) == 0
+    assert "Leaderboard: 6 cases, seeds 0: 3 ungated, 3 not-run" in capsys.readouterr().out
+    reason = "interrupted" if blow == signal.SIGINT else "the run ended before its record was written"
+    assert f"not run: {reason}" in (folder / "leaderboard.csv").read_text(encoding="utf-8")
     wait.unlink()
     shutil.rmtree(bench.results)
     bench.run(*given, suite=suite).assert_outcomes(passed=3, errors=3)

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from gauntlet.errors import DataError
 from gauntlet.plugin import Kind
 from gauntlet.records import Record, Status
 from gauntlet.report import Report, ReportUnavailableError
-from gauntlet.results import RECORDS, ResultsWriter, read_records, run_name, write_reports
+from gauntlet.results import DUE, RECORDS, ResultsWriter, read_records, run_name, write_reports
 from tests.sample_records import record, sample
 
 
@@ -145,6 +146,85 @@ def test_a_folder_without_records_is_an_error(tmp_path: Path) -> None:
         read_records(tmp_path, silent)
     (tmp_path / RECORDS).touch()
     with pytest.raises(DataError, match="is empty"):
+        read_records(tmp_path, silent)
+
+
+def ordered(records: Sequence[Record]) -> list[Record]:
+    return [each.model_copy(update={"place": place}) for place, each in enumerate(records)]
+
+
+def test_cases_that_were_due_and_have_no_record_are_not_run(tmp_path: Path) -> None:
+    """As a run leaves its folder when it is killed."""
+    due = ordered(sample()[:5])
+    writer = ResultsWriter(tmp_path, silent)
+    writer.announce(due)
+    for each in (due[3], due[1]):
+        writer.append(each)
+    found = read_records(tmp_path, silent)
+    assert [one.id for one in found] == [one.id for one in due]
+    assert [found[1], found[3]] == [due[1], due[3]]
+    reason = "not run: the run ended before its record was written"
+    unknown = {"status": Status.NOT_RUN, "reason": reason, "scores": (), "costs": ()}
+    assert [found[0], found[2], found[4]] == [due[at].model_copy(update=unknown) for at in (0, 2, 4)]
+    assert (tmp_path / DUE).read_text().count(due[0].provenance.commit) == 1
+
+
+def test_a_run_that_was_killed_before_its_first_record_is_reported(tmp_path: Path) -> None:
+    ResultsWriter(tmp_path, silent).announce(sample()[:3])
+    found = read_records(tmp_path, silent)
+    assert [one.status for one in found] == [Status.NOT_RUN] * 3
+    assert [path.name for path in write_reports(tmp_path, found, Reports(Plain), silent)] == ["plain.txt"]
+
+
+def test_nothing_is_due_any_more_once_every_case_has_its_record(tmp_path: Path) -> None:
+    writer = write(tmp_path, sample()[:2])
+    writer.announce(sample()[:3])
+    writer.settle()
+    assert [path.name for path in tmp_path.iterdir()] == [RECORDS]
+    assert len(read_records(tmp_path, silent)) == 2
+
+
+def test_what_is_due_needs_room(tmp_path: Path) -> None:
+    writer = ResultsWriter(tmp_path, silent)
+    with room_for(100), pytest.raises(DataError, match="can't be written"):
+        writer.announce(sample())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"provenance": {}, "cases": {}}',
+        b'{"provenance": {}, "cases": [null]}',
+        b'{"provenance": {}, "cases": [{"id": "x", "task": []}]}',
+        b'{"provenance": {"digits": {}}, "cases": []}',
+        b'{"provenance": {}, "cases": [{"id": "\\ud800", "place": 1e999}]}',
+    ],
+)
+def test_a_damaged_file_of_due_cases_is_one_sentence(tmp_path: Path, damage: bytes) -> None:
+    write(tmp_path, sample()[:2])
+    (tmp_path / DUE).write_bytes(damage)
+    with pytest.raises(DataError, match=r"due\.json is damaged: [^\n]*; delete it, and the cases that have no record"):
+        read_records(tmp_path, silent)
+
+
+def test_what_is_due_can_not_pass_for_measured(tmp_path: Path) -> None:
+    writer = ResultsWriter(tmp_path, silent)
+    writer.announce(sample()[:1])
+    file = tmp_path / DUE
+    file.write_text(file.read_text().replace('"cases":[\n{', '"cases":[\n{"status":"pass","reason":"",'))
+    assert [one.status for one in read_records(tmp_path, silent)] == [Status.NOT_RUN]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)])
+def test_what_is_no_file_of_due_cases_is_one_sentence(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    write(tmp_path, sample()[:2])
+    make(tmp_path / DUE)
+    with pytest.raises(DataError, match=r"due\.json can't be read: .*; delete it, and"):
         read_records(tmp_path, silent)
 
 

@@ -40,11 +40,20 @@ class Desk:
         self._writer = ResultsWriter(
             new_folder(options.results, "+".join(Path(suite).stem for suite in options.suites)), warn
         )
+        self._announce()
 
     @property
     def lost(self) -> str:
         """What of the results could not be written, and why; '' while nothing is lost. Known once it is closed."""
         return "; ".join(dict.fromkeys(self._lost))
+
+    def _announce(self) -> None:
+        """Whoever is killed writes nothing more."""
+        unknown = Verdict(Status.NOT_RUN)
+        try:
+            self._writer.announce(self._session.record(case, unknown) for case in self._due.values())
+        except GauntletError as error:
+            self._warn(str(error))
 
     def take(self, record: Record) -> None:
         """Keep a record and write it through to disk; a case that several tests ask for is written once."""
@@ -69,6 +78,8 @@ class Desk:
         for name in retried:
             self._write(self._records[name])
         self._lost += self._unwritten.values()
+        if not self._unwritten:
+            self._writer.settle()
         try:
             self._artifacts = self._writer.finish(self._session.context.registry)
             store = self._session.context.store

@@ -1,25 +1,53 @@
-"""The folder of one run: every record at once as a line of JSON, the reports at the end."""
+"""The folder of one run: what is due at the start, every record at once as a line of JSON, the reports at the end."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from gauntlet.errors import DataError
+from gauntlet.files import fault
 from gauntlet.plugin import Kind
-from gauntlet.records import Record
+from gauntlet.records import Provenance, Record, Status
 from gauntlet.report import Report, ReportUnavailableError
 
-__all__ = ["RECORDS", "ResultsWriter", "new_folder", "read_records", "run_name", "write_reports"]
+__all__ = ["DUE", "RECORDS", "ResultsWriter", "new_folder", "read_records", "run_name", "write_reports"]
 
 RECORDS = "records.jsonl"
-"""The file of records in a results folder; all other files there are made from it."""
+"""The file of records in a results folder; all reports there are made from it."""
+DUE = "due.json"
+"""The selected cases, in a results folder as long as some of them have no record: while the run goes on, and after it
+was killed.
+"""
+_UNRECORDED = {
+    "status": Status.NOT_RUN,
+    "reason": "not run: the run ended before its record was written",
+    "scores": (),
+    "costs": (),
+}
+
+_KNOWN_BEFORE = set(Record.model_fields) - {*_UNRECORDED, "provenance"}
+
+
+class _Due(BaseModel):
+    """The content of DUE. provenance: by task. cases: what a record says of each before it runs."""
+
+    provenance: dict[str, Provenance]
+    cases: tuple[dict[str, Any], ...]
+
+    def records(self) -> list[Record]:
+        """A record for each case, of one that has not run. Raises ValidationError."""
+        return [
+            Record.model_validate({**case, **_UNRECORDED, "provenance": self.provenance.get(str(case.get("task")))})
+            for case in self.cases
+        ]
 
 
 class _Reports(Protocol):
@@ -55,6 +83,24 @@ class ResultsWriter:
         except OSError as error:
             raise _unwritable(folder, error) from error
 
+    def announce(self, due: Iterable[Record]) -> None:
+        """Keep what is due until `settle`: else a run that is killed would look whole. DataError when the disk is full.
+
+        due: a record of each case; status, reason and scores don't matter.
+        """
+        provenance, cases = dict[str, Provenance](), list[str]()
+        for record in due:
+            provenance[record.task] = record.provenance
+            cases.append(record.model_dump_json(include=_KNOWN_BEFORE, exclude_defaults=True))
+        shared = json.dumps({task: each.model_dump(mode="json") for task, each in provenance.items()})
+        _replace(self.folder / DUE, "".join(('{"provenance":', shared, ',"cases":[\n', ",\n".join(cases), "\n]}\n")))
+
+    def settle(self) -> None:
+        """Every case that was due has its record on disk."""
+        # Where it can't be removed it does no harm: each of its cases has a record, which takes its place.
+        with suppress(OSError):
+            (self.folder / DUE).unlink(missing_ok=True)
+
     def append(self, record: Record) -> None:
         """Write one record through to the file at once: an interrupted run loses no finished case.
 
@@ -87,7 +133,7 @@ def write_reports(
 
     warn gets one sentence for a report whose optional dependency is missing.
     """
-    paths = [folder / RECORDS]
+    paths = [folder / RECORDS] if (folder / RECORDS).exists() else []
     for cls in registry.classes(Kind.REPORT).values():
         report: Report = cls()
         try:
@@ -106,14 +152,25 @@ def write_reports(
 def read_records(folder: Path, warn: Callable[[str], None]) -> list[Record]:
     """The records of a run in the order of its suite, whichever worker finished first; of each id the last.
 
-    A last line that was cut short is dropped with a warning. Raises DataError without records, or for a damaged line.
+    Cases that were due and have none get one that says not-run. A last line that was cut short is dropped with a
+    warning. Raises DataError without any, or for a damaged line or file.
     """
-    path = folder / RECORDS
+    due = _read_due(folder / DUE)
     try:
-        content = path.read_bytes()
+        records = _read_lines(folder / RECORDS, warn)
     except OSError as error:
-        raise DataError(f"no records in {folder}: {path.name}: {error.strerror}; give the folder of a run") from error
-    lines = content.split(b"\n")
+        if not due or not isinstance(error, FileNotFoundError):
+            raise DataError(f"no records in {folder}: {RECORDS}: {error.strerror}; give the folder of a run") from error
+        records = {}
+    if not records and not due:
+        raise DataError(f"no records in {folder}: {RECORDS} is empty; give the folder of a run that finished a case")
+    for record in due:
+        records.setdefault(record.id, record)
+    return sorted(records.values(), key=lambda record: record.place)
+
+
+def _read_lines(path: Path, warn: Callable[[str], None]) -> dict[str, Record]:
+    lines = path.read_bytes().split(b"\n")
     records: dict[str, Record] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -126,9 +183,22 @@ def read_records(folder: Path, warn: Callable[[str], None]) -> list[Record]:
                 break
             raise DataError(f"{path}: line {number} is damaged: {_problem(error)}; delete the line") from error
         records[record.id] = record
-    if not records:
-        raise DataError(f"no records in {folder}: {path.name} is empty; give the folder of a run that finished a case")
-    return sorted(records.values(), key=lambda record: record.place)
+    return records
+
+
+def _read_due(path: Path) -> list[Record]:
+    """A record of each case that was due; none in the folder of a run that came to its end."""
+    remedy = "delete it, and the cases that have no record stay out of the reports"
+    if not os.path.lexists(path):
+        return []
+    if problem := fault(path):
+        raise DataError(f"{path} can't be read: {problem}; {remedy}")
+    try:
+        return _Due.model_validate_json(path.read_bytes()).records()
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}; {remedy}") from error
+    except ValidationError as error:
+        raise DataError(f"{path} is damaged: {_problem(error)}; {remedy}") from error
 
 
 def _problem(error: ValidationError) -> str:
