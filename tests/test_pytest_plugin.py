@@ -514,6 +514,71 @@ def test_what_was_finished_before_a_blow_is_reported_and_not_made_again(
     assert all(cost.cached for cost in costs)
 
 
+DEADLY = '''
+from __future__ import annotations
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+from gauntlet.defense import Repair
+from gauntlet.plugin import defense
+
+@defense
+@dataclass(frozen=True)
+class Deadly(Repair):
+    """Made up for this test: takes its process along."""
+
+    interrupts: ClassVar[bool] = False
+
+    def repair(self, view):
+        if self.interrupts:
+            raise KeyboardInterrupt
+        with open("deaths", "a") as file:
+            file.write("x")
+        os._exit(3)
+'''
+
+
+def test_a_case_that_kills_its_worker_is_an_error_and_runs_once(bench: Bench) -> None:
+    """What waits behind it is run by the next worker."""
+    bench.pytester.makepyfile(deadly=DEADLY)
+    suite = SUITE.replace('["spatial', '["deadly", "spatial')
+    result = bench.run("--plugin=deadly.py", "-n", "2", suite=suite, subprocess=True)
+    assert bench.statuses() == {
+        f"{attack}-{defense}": "error" if defense == "deadly" else "pass"
+        for attack in ("none", "badnets")
+        for defense in ("none", "deadly", "spatial_smoothing", "jpeg_compression")
+    }
+    assert (bench.pytester.path / "deaths").read_text() == "xx"
+    assert bench.records()["digits-shallow_net-none-deadly"].reason == "its worker died (killed or crashed)"
+    result.stdout.fnmatch_lines(["*crashed while running*none-deadly*", "*8 cases, seeds 0: 6 ungated, 2 error*"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_what_waits_when_no_worker_is_replaced_was_never_begun(bench: Bench) -> None:
+    bench.pytester.makepyfile(deadly=DEADLY)
+    suite = SUITE.replace('["spatial', '["deadly", "spatial')
+    given = ("--plugin=deadly.py", "-n", "1", "--max-worker-restart=0")
+    bench.run(*given, "-k", "badnets", suite=suite, subprocess=True)
+    statuses = bench.statuses()
+    assert (statuses.pop("badnets-none"), statuses.pop("badnets-deadly")) == ("pass", "error")
+    assert statuses == {"badnets-spatial_smoothing": "not-run", "badnets-jpeg_compression": "not-run"}
+    assert bench.records()["digits-shallow_net-badnets-jpeg_compression"].reason == "not run: the run ended before it"
+
+
+def test_an_interrupted_worker_has_not_crashed(bench: Bench) -> None:
+    bench.pytester.makepyfile(deadly=DEADLY.replace("= False", "= True"))
+    suite = SUITE.replace('["spatial', '["deadly", "spatial')
+    result = bench.run("--plugin=deadly.py", "-n", "1", "-k", "badnets", suite=suite, subprocess=True)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert set(bench.statuses().values()) == {"pass", "not-run"}
+
+
+def test_a_test_that_ended_without_measuring_says_so(bench: Bench) -> None:
+    bench.pytester.makepyfile(test_bench="import pytest\n@pytest.mark.skip(reason='later')" + TEST)
+    bench.run("-k", "badnets-none").assert_outcomes(skipped=1, deselected=5)
+    assert bench.records()[UNDEFENDED].reason == "not run: its test ended before the case was measured"
+
+
 def _finished(bench: Bench) -> int:
     return sum(path.read_bytes().count(b"\n") for path in bench.results.glob(f"*/{RECORDS}"))
 

@@ -25,6 +25,10 @@ from gauntlet.wording import duration
 
 __all__ = ["Desk", "header"]
 
+_DIED = "its worker died (killed or crashed)"
+_UNMEASURED = "its test ended before the case was measured"
+_NEVER_BEGUN = "the run ended before it"
+
 
 class Desk:
     """due: the cases that were selected. Raises DataError when the results folder can't be written."""
@@ -33,6 +37,7 @@ class Desk:
         self._session = session
         self._due = {case.id: case for case in due}
         self._warn = warn
+        self._begun: set[str] = set()
         self._records: dict[str, Record] = {}
         self._unwritten: dict[str, str] = {}
         self._artifacts: list[Path] = []
@@ -62,6 +67,15 @@ class Desk:
         self._records[record.id] = record
         self._write(record)
 
+    def begin(self, name: str) -> None:
+        """A test of the case of that id has started; other tests are none of the desk's business."""
+        self._begun.add(name)
+
+    def crash(self, name: str) -> None:
+        """The worker that ran the case of that id is no more."""
+        if name in self._due:
+            self.take(self._session.record(self._due[name], Verdict(Status.ERROR, _DIED)))
+
     def _write(self, record: Record) -> None:
         try:
             self._writer.append(record)
@@ -70,9 +84,13 @@ class Desk:
             self._warn(str(error))
 
     def close(self, why: str) -> None:
-        """Give every case that is still due a record that says why it was not run, and write the reports."""
+        """Give every case that is still due a record that says why it was not run, and write the reports.
+
+        why: what stopped the run; '' where nothing is known to have.
+        """
         for case in self._due.values():
-            self.take(self._session.record(case, Verdict(Status.NOT_RUN, why)))
+            reason = why or (_UNMEASURED if case.id in self._begun else _NEVER_BEGUN)
+            self.take(self._session.record(case, Verdict(Status.NOT_RUN, f"not run: {reason}")))
         # There may be room again where the disk was full.
         retried, self._unwritten = self._unwritten, {}
         for name in retried:

@@ -189,6 +189,22 @@ class _Clerk:
     def __init__(self, config: pytest.Config, desk: Desk) -> None:
         self._config = config
         self._desk = desk
+        self._left = False
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """A case whose test never started was stopped by the run's end, not by its test's."""
+        self._desk.begin(hosting.parameter_of(nodeid))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, error: object) -> None:
+        """Whether a worker left on Ctrl-C, which pytest-xdist, too, tells like a crash."""
+        self._left = error == "keyboard-interrupt"
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str) -> None:
+        """A worker died, whose record can't come any more."""
+        if not self._left:
+            self._desk.crash(hosting.parameter_of(crashitem))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Records reach the disk as cases finish."""
@@ -209,7 +225,7 @@ class _Clerk:
         why = str(session.shouldfail or session.shouldstop or "")
         if not why and exitstatus == pytest.ExitCode.INTERRUPTED:
             why = "interrupted"
-        self._desk.close(f"not run: {why or 'its test ended before the case was measured'}")
+        self._desk.close(why)
         if self._desk.lost and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
