@@ -391,6 +391,17 @@ def test_a_store_that_is_full_costs_no_result(bench: Bench, tmp_path: Path) -> N
     assert not (tmp_path / "full" / "victim").exists()
 
 
+def test_curves_that_can_not_be_written_cost_no_case(bench: Bench, tmp_path: Path) -> None:
+    board = tmp_path / "board"
+    board.mkdir()
+    (board / "digits-shallow_net-none-none").touch()
+    result = bench.run(f"--tensorboard={board}", "-k", "none-none or badnets-none")
+    result.assert_outcomes(passed=2, deselected=4, warnings=1)
+    result.stdout.fnmatch_lines([f"*UserWarning: --tensorboard {board} can't be written: *; no more curves are drawn"])
+    assert result.ret == pytest.ExitCode.OK
+    assert [path.name for path in board.iterdir()] == ["digits-shallow_net-none-none"]
+
+
 def test_results_on_a_full_disk_leave_the_leaderboard(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     made = ResultsWriter.__init__
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -186,6 +187,42 @@ def test_a_folder_that_can_not_be_written_is_refused_before_anything_runs(tmp_pa
     options = Options(store=tmp_path / "store", tensorboard=tmp_path / "file" / "board")
     with pytest.raises(SettingError, match=r"--tensorboard .*/board can't be written: Not a directory"):
         open_context(options, pytest.fail)
+
+
+@contextmanager
+def room_for(count: int) -> Iterator[None]:
+    """No file may grow beyond `count` bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", [0, 250], ids=["from-the-first", "from-the-second"])
+def test_a_full_disk_is_told_once_and_costs_curves_alone(tmp_path: Path, room: int) -> None:
+    warnings: list[str] = []
+    record = TensorBoard(tmp_path, warnings.append)
+    with room_for(room):
+        for _ in range(2):
+            with record("case", "seed 0", "training") as curves:
+                for step in range(1, 20):
+                    curves.write(step, {"Loss_value": 1 / step})
+    # There is room again, but what a curve lacks would not be seen in it.
+    with record("case", "seed 0", "test") as curves:
+        curves.write(0, {"Test_backdoor_False/Accuracy_Top-1": 90.0})
+    assert warnings == [f"--tensorboard {tmp_path} can't be written: File too large; no more curves are drawn"]
+    assert folders(tmp_path) == ["case/seed_0/training"]
+    if room:
+        assert read(tmp_path / "case/seed_0/training")["Loss_value"][1] == 1.0
+
+
+def test_a_warning_of_its_own_where_nobody_listens(tmp_path: Path) -> None:
+    record = TensorBoard(tmp_path)
+    (tmp_path / "case").touch()
+    with pytest.warns(UserWarning, match="no more curves are drawn"), record("case", "seed 0", "training") as curves:
+        curves.write(1, {"Loss_value": 1.0})
 
 
 def test_the_blind_attack_reports_its_tasks(own: Context, make_case: CaseMaker, tmp_path: Path) -> None:

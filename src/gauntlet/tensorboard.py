@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import os
 import re
+import socket
+import time
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +21,7 @@ from gauntlet.errors import SettingError
 from gauntlet.recorder import Curves
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from tensorboard.compat.proto.event_pb2 import Event
 
 __all__ = ["TensorBoard"]
 
@@ -26,16 +30,23 @@ _LONGEST = 200
 """Bytes of a folder's name; file systems take 255."""
 
 
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
+
+
 @dataclass(eq=False)
 class TensorBoard:
     """A `gauntlet.recorder.Recorder`: root/<case>/<seed>/<purpose>, a training each; a repeated purpose gets a number.
 
-    Processes write files of their own into the same folders. Raises SettingError when the package tensorboard is
-    absent or `root` can't be written to.
+    Processes write files of their own into the same folders. When one can't be written any more, `warn` gets one
+    sentence, and the process writes no more of them: no case fails for want of a curve. Raises SettingError when the
+    package tensorboard is absent or `root` can't be written to.
     """
 
     root: Path
+    warn: Callable[[str], None] = _warn
     _opened: Counter[Path] = field(default_factory=Counter, init=False)
+    _given_up: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("tensorboard") is None:
@@ -51,41 +62,65 @@ class TensorBoard:
 
     @contextmanager
     def __call__(self, *where: str) -> Iterator[Curves]:
-        """The curves of one training, whose files are closed at the end of the block."""
+        """The curves of one training."""
         case, seed, *purpose = where
         folder = self.root / _file_name(case) / _file_name(seed) / _file_name(" ".join(purpose))
         self._opened[folder] += 1
         if self._opened[folder] > 1:
             folder = folder.with_name(f"{folder.name}-{self._opened[folder]}")
-        curves = _EventFile(folder)
+        yield _EventFile(folder, self._append)
+
+    def _append(self, path: Path, events: Iterable[Event]) -> None:
+        """Events go into the file at once: a writer with a thread of its own would raise there, where nobody looks."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        if self._given_up:
+            return
         try:
-            yield curves
-        finally:
-            curves.close()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                for event in events:
+                    RecordWriter(file).write(event.SerializeToString())
+        except OSError as error:
+            self._given_up = True
+            self.warn(
+                f"--tensorboard {self.root} can't be written: {error.strerror or error}; no more curves are drawn"
+            )
 
 
 class _EventFile:
     """One training's event file, made when there is something to write."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, append: Callable[[Path, Iterable[Event]], None]) -> None:
         self._folder = folder
-        self._writer: SummaryWriter | None = None
+        self._append = append
+        self._path: Path | None = None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-        if self._writer is None:
-            # What an interrupted training wrote after its last checkpoint is written again.
-            self._writer = SummaryWriter(str(self._folder), purge_step=step)
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        named = [Summary.Value(tag=name, simple_value=value) for name, value in values.items() if math.isfinite(value)]
+        now = time.time()
+        events = [Event(wall_time=now, step=step, summary=Summary(value=[value])) for value in named]
+        if self._path is None:
+            self._path = self._folder / _event_file_name()
+            events = [*_beginning(step), *events]
+        self._append(self._path, events)
 
-    def close(self) -> None:
-        """Write out what is still in memory."""
-        if self._writer is not None:
-            self._writer.close()
+
+def _event_file_name() -> str:
+    """TensorBoard reads the files of a folder in the order of their names, and those with `tfevents` alone."""
+    return f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
+
+
+def _beginning(step: int) -> Iterator[Event]:
+    """What an interrupted training wrote from `step` on, after its last checkpoint, is written again."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    now = time.time()
+    yield Event(wall_time=now, file_version="brain.Event:2")
+    yield Event(wall_time=now, step=step, session_log=SessionLog(status=SessionLog.START))
 
 
 def _file_name(text: str) -> str:
