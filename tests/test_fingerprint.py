@@ -122,6 +122,73 @@ def test_other_modules_do_not_count(package: Package, name: str) -> None:
     assert package.mark() == before
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from {top} import scale",
+        "import {top}.deep.inner",
+        "from {top}.deep import inner",
+        "def late():\n    from {top}.deep.inner import VALUE",
+    ],
+)
+@pytest.mark.parametrize("regular", [True, False], ids=["package", "namespace package"])
+def test_code_outside_the_plugins_package_counts(package: Package, line: str, *, regular: bool) -> None:
+    top = f"{package.name}_helpers"
+    for name in ("scale.py", "deep/inner.py"):
+        package.write(f"../{top}/{name}", "VALUE = 1\n")
+    if regular:
+        package.write(f"../{top}/__init__.py", "")
+        package.write(f"../{top}/deep/__init__.py", "")
+    package.write("plugin.py", f"{line.format(top=top)}\n")
+    before = package.mark()
+    package.write(f"../{top}/{'scale' if 'scale' in line else 'deep/inner'}.py", "VALUE = 22\n")
+    assert package.mark() != before
+
+
+def test_what_outside_code_imports_counts_and_what_is_broken_there_does_no_harm(package: Package) -> None:
+    first, second = f"{package.name}_one", f"{package.name}_two"
+    package.write("plugin.py", f"import {first}\n")
+    package.write(f"../{first}.py", f"try:\n    import {second}\nexcept SyntaxError:\n    pass\n")
+    marks = set()
+    for text in ("VALUE = 1\n", "print 22\n", "print 333\n"):
+        package.write(f"../{second}.py", text)
+        marks.add(package.mark())
+    assert len(marks) == 3
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "target"])
+def test_an_installed_library_counts_by_its_version(tmp_path: Path, folder: str) -> None:
+    site = tmp_path / folder
+    path = os.pathsep.join([str(ROOT / "src"), str(site), str(tmp_path)])
+    (tmp_path / "plugin.py").write_text("import library\nimport stray\n")
+    install(site, "some_library", "1.0", "library/__init__.py", "library/inner.py")
+    for name in ("library/__init__.py", "stray.py"):
+        (site / name).parent.mkdir(exist_ok=True)
+        (site / name).write_text("VALUE = 1\n")
+    before = fresh(path, "plugin")
+    (site / "library/__init__.py").write_text("VALUE = 2\n")
+    assert fresh(path, "plugin") == before
+    install(site, "some_library", "1.1", "library/__init__.py", "library/inner.py")
+    newer = fresh(path, "plugin")
+    assert newer != before
+    (site / "stray.py").write_text("VALUE = 2\n")
+    assert fresh(path, "plugin") != newer, "no distribution answers for it"
+
+
+def test_neither_the_engines_requirements_nor_the_standard_library_are_followed() -> None:
+    import gauntlet.fingerprint
+    import gauntlet.maths.aggregation
+    import gauntlet.predictions
+    import tasks.parquet
+
+    modules = (gauntlet.maths.aggregation, gauntlet.predictions, tasks.parquet)
+    fingerprint(*(module.__name__ for module in modules))
+    loaded = gauntlet.fingerprint._loaded.items()
+    found = {name for module, source in loaded if module.__name__.startswith("gauntlet.") for name in source.imports}
+    found |= {name for module in modules for name in gauntlet.fingerprint._loaded[module].imports}
+    assert {name.partition(".")[0] for name in found} == {"gauntlet", "tasks"}
+
+
 def test_two_modules_that_import_each_other(package: Package) -> None:
     package.write("base.py", "from . import helper\nONE = 1\n")
     before = package.mark()
@@ -154,25 +221,40 @@ def test_comments_and_blank_lines_anywhere(package: Package, notes: list[tuple[s
     assert package.mark() == before
 
 
+def fresh(path: str, *modules: str) -> list[str]:
+    """The fingerprints in a process of its own, which knows nothing of earlier files."""
+    code = (
+        "import sys\nfrom gauntlet.fingerprint import fingerprint\nfor name in sys.argv[1:]: print(fingerprint(name))"
+    )
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", code, *modules]
+    done = subprocess.run(command, env=environment, cwd=ROOT / "tests", capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def install(site: Path, distribution: str, version: str, *files: str) -> None:
+    """What pip leaves beside the files of a distribution, in the place of another version."""
+    for old in site.glob(f"{distribution}-*.dist-info"):
+        shutil.rmtree(old)
+    info = site / f"{distribution}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+    (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+
+
 def test_one_name_in_a_clone_and_in_a_wheel(tmp_path: Path) -> None:
     folders = ("attacks", "defenses", "models", "tasks", "reports")
-    wheel, clone = tmp_path / "wheel", tmp_path / "clone"
+    wheel, clone = tmp_path / "site-packages", tmp_path / "clone"
+    install(wheel, "backdoor_gauntlet", "1.0", "gauntlet/__init__.py")
     shutil.copytree(ROOT / "src", clone / "src")
     for folder in folders:
         shutil.copytree(ROOT / folder, clone / folder)
         shutil.copytree(ROOT / folder, wheel / "gauntlet" / folder)
     shutil.copytree(clone / "src/gauntlet", wheel / "gauntlet", dirs_exist_ok=True)
-    names = ("attacks.badnets", "models.le_net", "gauntlet.images")
-    code = (
-        "import sys\nfrom gauntlet.fingerprint import fingerprint\nfor name in sys.argv[1:]: print(fingerprint(name))"
-    )
+    names = ("attacks.badnets", "models.le_net", "tasks.digits", "gauntlet.images")
 
     def marks(path: str, prefix: str) -> list[str]:
-        arguments = [name if name.startswith("gauntlet") else prefix + name for name in names]
-        environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-c", code, *arguments]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
-        return done.stdout.split()
+        return fresh(path, *(name if name.startswith("gauntlet") else prefix + name for name in names))
 
     in_clone = marks(os.pathsep.join([str(clone / "src"), str(clone)]), "")
     assert in_clone == marks(str(wheel), "gauntlet.")

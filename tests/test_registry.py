@@ -149,6 +149,18 @@ def test_a_file_may_import_its_neighbours(tmp_path: Path) -> None:
     assert fingerprint(cls.__module__) != before
 
 
+def test_a_file_may_import_what_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
+    write(tmp_path / "elsewhere/their_numbers.py", "SEVEN = 7\n")
+    text = ATTACK.replace("class Mine", "class Elsewhere").replace("Count = 3", "Count = SEVEN")
+    path = write(tmp_path / "elsewhere_.py", text.replace("\n\n\n", "\nfrom their_numbers import SEVEN\n\n\n", 1))
+    cls = Registry.discover([path]).get(Kind.ATTACK, "elsewhere_")
+    before = fingerprint(cls.__module__)
+    sys.modules.pop("their_numbers")
+    write(tmp_path / "elsewhere/their_numbers.py", "SEVEN = 70\n")
+    assert fingerprint(cls.__module__) != before
+
+
 def test_a_plugin_file_has_one_fingerprint_wherever_it_lies(tmp_path: Path) -> None:
     marks = set()
     for folder in ("one", "other"):
