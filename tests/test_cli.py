@@ -150,7 +150,8 @@ def test_list_takes_a_plugin_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     plugin.write_text(
         '"""A report."""\n\nfrom dataclasses import dataclass\n\nfrom gauntlet.plugin import report\n'
         "from gauntlet.report import Report\n\n\n@report\n@dataclass(frozen=True)\nclass LineCount(Report):\n"
-        '    """Counts lines."""\n\n    filename = "lines.txt"\n'
+        '    """Counts lines."""\n\n    filename = "lines.txt"\n\n'
+        "    def render(self, records):\n        return str(len(records))\n"
     )
     assert main(["list", "reports", "--plugin", str(plugin)]) == 0
     assert "line_count" in capsys.readouterr().out

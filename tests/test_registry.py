@@ -6,14 +6,17 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from gauntlet.attack import Attack
-from gauntlet.errors import GauntletError, SettingError, UnknownNameError
+from gauntlet.defense import Repair
+from gauntlet.errors import GauntletError, MissingMethodError, SettingError, UnknownNameError
 from gauntlet.fingerprint import fingerprint
-from gauntlet.plugin import Kind, kind_of, name_of
+from gauntlet.plugin import _NEEDED, Kind, kind_of, name_of
 from gauntlet.registry import Registry
+from gauntlet.views import DefenderView
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = tuple(kind.value for kind in Kind)
@@ -33,7 +36,32 @@ class Mine(Attack):
 
     family: ClassVar = Family.CONTROL
     size: Count = 3
+
+    @property
+    def backdoors(self):
+        return ()
+
+    def mount(self, view):
+        return view
 '''
+DEFENSE = """from dataclasses import dataclass
+from gauntlet.defense import Preprocessing, Repair
+from gauntlet.plugin import defense
+
+
+class Shared:
+    def repair(self, view):
+        return view.victim
+
+
+@defense
+@dataclass(frozen=True)
+class Mine(Repair):
+    '''Invented for this test.'''
+
+    def repair(self, view):
+        return view.victim
+"""
 STAGELESS = """from dataclasses import dataclass
 from gauntlet.defense import Defense
 from gauntlet.plugin import defense
@@ -106,6 +134,7 @@ def test_files_of_one_name_in_two_folders(tmp_path: Path) -> None:
     defense = ATTACK.replace("gauntlet.attack", "gauntlet.defense").replace("Attack, Family", "Filter, Stage")
     defense = defense.replace("import attack", "import defense").replace("@attack", "@defense")
     defense = defense.replace("Mine(Attack)", "Mine(Filter)").replace("family: ClassVar = Family.CONTROL", "")
+    defense = defense.replace("def mount", "def keep")
     one, other = write(tmp_path / "one/mine.py"), write(tmp_path / "other/mine.py", defense)
     registry = Registry.discover([one, other, one])
     attack, its_namesake = registry.get(Kind.ATTACK, "mine"), registry.get(Kind.DEFENSE, "mine")
@@ -203,12 +232,75 @@ def test_two_plugins_of_a_kind_in_one_file(tmp_path: Path) -> None:
         (ATTACK.replace("@dataclass(frozen=True)\n", ""), r"TypeError: .*failing.Mine must be a frozen dataclass"),
         (ATTACK.replace("@attack\n", "").replace("class Mine", "@attack\nclass Mine"), "TypeError: .*below @attack"),
         (STAGELESS, "TypeError: .*failing.Mine has no stage: derive the base of a stage"),
+        (ATTACK.replace("def mount", "def muont"), r"TypeError: .*failing.Mine has no method mount: rename muont$"),
+        (
+            ATTACK.replace("def backdoors", "def pictures"),
+            r"TypeError: .*Mine has no method backdoors: write it as gauntlet.attack.Attack describes it$",
+        ),
+        (
+            ATTACK.replace(
+                "gauntlet.attack import Attack,",
+                "gauntlet.poisoning import Poisoning as Attack\nfrom gauntlet.attack import",
+            )
+            .replace("def mount", "def triger")
+            .replace("@property\n    def backdoors", "def other"),
+            r"TypeError: .*Mine has no method trigger: rename triger$",
+        ),
+        (
+            DEFENSE.replace(
+                "    def repair(self, view):\n        return view.victim\n",
+                "    def repiar(self, view):\n        return view.victim\n",
+            ),
+            "TypeError: .*Mine has no method repair: rename repiar$",
+        ),
+        (
+            DEFENSE.replace("Mine(Repair)", "Mine(Preprocessing)"),
+            "TypeError: .*Mine has no method transform: write it as",
+        ),
     ],
 )
 def test_a_module_that_fails_is_named_with_the_cause(tmp_path: Path, text: str, cause: str) -> None:
     path = write(tmp_path / "failing.py", text)
     with pytest.raises(GauntletError, match=f"the plug-in {path} can't be imported: {cause}"):
         Registry.discover([path])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("Mine(Repair)", "Mine(Shared, Repair)"),
+        ("Mine(Repair)", "Mine(Preprocessing)"),
+    ],
+)
+def test_a_method_may_come_from_another_base_or_be_its_quicker_form(tmp_path: Path, change: tuple[str, str]) -> None:
+    head, _, _ = DEFENSE.replace(*change).rpartition("    def repair")
+    body = (
+        "" if "Shared" in change[1] else "    def transform_levels(self, levels, generator):\n        return levels\n"
+    )
+    path = write(tmp_path / "whole.py", head + body)
+    assert Registry.discover([path]).get(Kind.DEFENSE, "whole").__name__ == "Mine"
+
+
+def test_a_method_that_is_missing_all_the_same_is_told_in_one_line() -> None:
+    with pytest.raises(MissingMethodError, match=r"^defense: the class Repair has no method repair$") as caught:
+        Repair().repair(cast("DefenderView", None))
+    assert isinstance(caught.value, GauntletError)
+
+
+def test_every_method_that_a_base_asks_for_is_checked() -> None:
+    """What raises `missing` in a base of plug-ins stands in the table of the decorators."""
+    asked = set()
+    for kind in Kind:
+        for cls in Registry.discover().classes(kind).values():
+            for base in cls.__mro__:
+                if kind_of(base) is None and base.__module__.startswith("gauntlet."):
+                    asked |= {
+                        (f"{base.__module__}.{base.__qualname__}", name)
+                        for name, value in vars(base).items()
+                        if "missing" in getattr(getattr(value, "fget", value), "__code__", write.__code__).co_names
+                    }
+    assert asked <= {(base, methods[0]) for base, methods in _NEEDED}
+    assert len(asked) > 10
 
 
 def entry_point(site: Path, line: str) -> None:
@@ -272,6 +364,9 @@ from gauntlet.task import TaskSource
 @dataclass(frozen=True)
 class Source(TaskSource):
     """Invented for this test."""
+
+    def load(self, context):
+        raise LookupError
 
 '''
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
 __all__ = [
     "DataError",
     "DivergedError",
     "GauntletError",
     "LeakError",
+    "MissingMethodError",
     "NotApplicableError",
     "SettingError",
     "ShapeError",
@@ -67,10 +69,19 @@ class NotApplicableError(Exception):
     """This defense says nothing about this attack; the message is the reason that the leaderboard shows."""
 
 
-def missing(plugin: object, method: str) -> str:
-    """What a base says of a class that lacks the method that it asks for."""
+class MissingMethodError(GauntletError, NotImplementedError):
+    """A class lacks a method that its base asks for."""
+
+
+def missing(plugin: object, method: str) -> NoReturn:
+    """Raise MissingMethodError for a plug-in that lacks the method that its base asks for.
+
+    Bases call it inside `raise NotImplementedError(...)`, which it is, and by which linters know a stub.
+    """
     cls = type(plugin)
-    return f"{cls.__module__.rpartition('.')[2]}: the class {cls.__qualname__} has no method {method}"
+    raise MissingMethodError(
+        f"{cls.__module__.rpartition('.')[2]}: the class {cls.__qualname__} has no method {method}"
+    )
 
 
 def nearest(name: str, known: Iterable[str], what: str) -> UnknownNameError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -35,6 +36,24 @@ _BASES = {
 bases would load torch.
 """
 
+_NEEDED = (
+    ("gauntlet.task.TaskSource", ("load",)),
+    ("gauntlet.architecture.Architecture", ("build",)),
+    ("gauntlet.attack.Attack", ("mount",)),
+    ("gauntlet.attack.Attack", ("backdoors",)),
+    ("gauntlet.poisoning.Poisoning", ("trigger", "backdoors")),
+    ("gauntlet.defense.Reference", ("rebuild",)),
+    ("gauntlet.defense.Filter", ("keep",)),
+    ("gauntlet.defense.InTraining", ("train",)),
+    ("gauntlet.defense.Repair", ("repair",)),
+    ("gauntlet.defense.Preprocessing", ("transform", "transform_levels")),
+    ("gauntlet.defense.InputDetector", ("scorer",)),
+    ("gauntlet.defense.ModelVerdict", ("inspect",)),
+    ("gauntlet.defense.Aggregation", ("aggregate",)),
+    ("gauntlet.report.Report", ("render",)),
+)
+"""What a class that derives such a base must have of its own, or of another base: one of these methods."""
+
 
 def _mark(cls: C, kind: Kind) -> C:
     who = f"{cls.__module__}.{cls.__qualname__}"
@@ -49,8 +68,21 @@ def _mark(cls: C, kind: Kind) -> C:
         raise TypeError(f"{who} must be a frozen dataclass: @dataclass(frozen=True), below @{kind.name.lower()}")
     if not cls.__doc__ or cls.__doc__.startswith(f"{cls.__name__}("):
         raise TypeError(f"{who} needs a docstring with its source")
+    _check_methods(cls, who)
     cls.plugin_kind = kind
     return cls
+
+
+def _check_methods(cls: type[Any], who: str) -> None:
+    bases = {f"{each.__module__}.{each.__qualname__}": each for each in cls.__mro__}
+    for name, methods in _NEEDED:
+        base = bases.get(name)
+        if base is None or any(getattr(cls, method) is not getattr(base, method) for method in methods):
+            continue
+        new = [own for own, value in vars(cls).items() if callable(value) and not hasattr(base, own)]
+        close = difflib.get_close_matches(methods[0], new, n=1)
+        remedy = f"rename {close[0]}" if close else f"write it as {name} describes it"
+        raise TypeError(f"{who} has no method {methods[0]}: {remedy}")
 
 
 def task(cls: C) -> C:
