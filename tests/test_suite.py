@@ -13,6 +13,7 @@ from gauntlet.expansion import cells, expand, merged, unmatched
 from gauntlet.facts import TaskFacts
 from gauntlet.options import Options
 from gauntlet.paths import suite_folders
+from gauntlet.registry import Registry
 from gauntlet.session import open_session
 from gauntlet.suite import Selector, Subject, find_suite, read_suite
 from gauntlet.task import TaskSource
@@ -343,6 +344,45 @@ def test_an_image_too_small_for_the_architecture_names_the_case(tmp_path: Path) 
     text = TINY.replace('"shallow_net"', '"alex_net"')
     with pytest.raises(SettingError, match=r"^digits-alex_net-none-none: .*8x8"):
         expand(suite(tmp_path, text), REGISTRY, lambda _source, name: facts(name, (1, 8, 8)))
+
+
+CHECKED = """from dataclasses import dataclass
+from gauntlet.defense import Preprocessing
+from gauntlet.errors import NotApplicableError
+from gauntlet.plugin import defense
+
+
+@defense
+@dataclass(frozen=True)
+class Checked(Preprocessing):
+    '''Invented for this test.'''
+
+    def check(self, facts):
+        {}
+
+    def transform(self, images, generator):
+        return images
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("{}['depth']", "check raised KeyError: 'depth'"),
+        ("raise ValueError('two\\nlines')", "check raised ValueError: two lines"),
+        (
+            "raise NotApplicableError('too few colours')",
+            "check raised NotApplicableError: too few colours; raise it where",
+        ),
+    ],
+)
+def test_a_check_that_fails_otherwise_names_the_case(tmp_path: Path, body: str, words: str) -> None:
+    plugin = tmp_path / "checked.py"
+    plugin.write_text(CHECKED.replace("{}", body, 1))
+    with pytest.raises(SettingError) as caught:
+        expand(suite(tmp_path, TINY.replace("fine_tuning", "checked")), Registry.discover([plugin]), facts_of)
+    assert str(caught.value).startswith(f"digits-shallow_net-none-checked: {words}")
+    assert "\n" not in str(caught.value)
 
 
 def test_unknown_suites_list_the_nearest(tmp_path: Path) -> None:

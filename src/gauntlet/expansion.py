@@ -12,7 +12,7 @@ from gauntlet.architecture import Architecture
 from gauntlet.attack import Attack
 from gauntlet.case import Case, label
 from gauntlet.defense import Aggregation, Defense, require_reserve
-from gauntlet.errors import SettingError, nearest
+from gauntlet.errors import GauntletError, NotApplicableError, SettingError, nearest
 from gauntlet.facts import TaskFacts
 from gauntlet.federated.federation import Federation
 from gauntlet.grids import grid
@@ -222,6 +222,16 @@ def _check(case: Case, facts: TaskFacts, registry: Registry) -> None:
             case.defense.check_updates(case.attack.sampled)
     except SettingError as error:
         raise SettingError(f"{case.id}: {error}") from None
+    except GauntletError:
+        raise
+    except NotApplicableError as reason:
+        raise SettingError(
+            f"{case.id}: check raised NotApplicableError: {reason}; raise it where the case runs, which makes the case "
+            "not applicable, or leave the case out of the suite"
+        ) from None
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SettingError(f"{case.id}: check raised {text}") from error
 
 
 def expand(
