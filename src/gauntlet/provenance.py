@@ -14,9 +14,14 @@ import gauntlet
 from gauntlet.compute import describe_device
 from gauntlet.facts import TaskFacts
 from gauntlet.fingerprint import versions
+from gauntlet.plugin import Kind
 from gauntlet.records import Provenance
+from gauntlet.registry import loaded_files
 
 __all__ = ["commit", "provenance"]
+
+_CODE = (":(glob)src/**/*.py", *(f":(glob){kind}/**/*.py" for kind in Kind), ":(glob)bench/*.py", ":(glob)bench/*.toml")
+"""The files of a clone that make its numbers, as git selects them."""
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -30,13 +35,24 @@ def _git(folder: Path, *arguments: str) -> str:
 
 @cache
 def commit() -> str:
-    """The commit of the clone that runs, `-dirty` behind it when files differ; `release` for an installed copy."""
+    """The commit of the clone that runs; `release` for an installed copy.
+
+    `-dirty` stands behind it when tracked files differ, and when code or a suite is there that git doesn't track.
+    """
     root = Path(gauntlet.__file__).resolve().parents[2]
     # A wheel inside somebody's repository must not claim that repository's commit.
     if not (root / "src" / "gauntlet").is_dir() or _git(root, "rev-parse", "--show-toplevel") != str(root):
         return "release"
     head = _git(root, "rev-parse", "--short=12", "HEAD") or "no commit"
-    return f"{head}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else head
+    # Ignored ones too: what is there is found and runs.
+    untracked = ("ls-files", "--others", "--", *_CODE)
+    is_dirty = _git(root, "status", "--porcelain", "--untracked-files=no") or _git(root, *untracked)
+    return f"{head}-dirty" if is_dirty else head
+
+
+def _code() -> str:
+    """`0123456789ab-dirty, mine.py 0123456789ab`: the commit and the files that the user named beside it."""
+    return ", ".join([commit(), *(f"{name} {digest[:12]}" for name, digest in loaded_files())])
 
 
 def provenance(facts: TaskFacts, device: torch.device, started: str) -> Provenance:
@@ -44,7 +60,7 @@ def provenance(facts: TaskFacts, device: torch.device, started: str) -> Provenan
     library = versions()
     return Provenance(
         gauntlet=gauntlet.__version__,
-        commit=commit(),
+        commit=_code(),
         python=platform.python_version(),
         torch=library["torch"],
         numpy=library["numpy"],

@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import gauntlet
 from gauntlet import settings as checked
@@ -24,7 +25,10 @@ from gauntlet.errors import GauntletError, SettingError, nearest
 from gauntlet.plugin import Kind, kind_of
 from gauntlet.task import TaskSource
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "loaded_files"]
+
+# What is loaded runs as it was loaded, even when its file changes afterwards: such a file is hashed once.
+_digests: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +111,11 @@ class Registry:
         return source
 
 
+def loaded_files() -> list[tuple[str, str]]:
+    """Name and SHA-256 of each file that the user named and that this process loaded: `mine.py` and 64 hex digits."""
+    return sorted((f"{module.__name__.rpartition('.')[2]}.py", digest) for module, digest in _digests.items())
+
+
 def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
@@ -149,7 +158,9 @@ def _in_files(files: Sequence[Path]) -> Iterator[_Source]:
         if package not in sys.modules:
             _mount(package, path.parent)
         name = f"{package}.{path.stem}"
-        kinds = [kind for kind in Kind if _marked(_imported(name, str(path)), kind)]
+        module = _imported(name, str(path))
+        _digests.setdefault(module, hashlib.sha256(path.read_bytes()).hexdigest())
+        kinds = [kind for kind in Kind if _marked(module, kind)]
         if not kinds:
             raise SettingError(f"--plugin {path}: it holds no class marked @attack, @defense, @model, @task or @report")
         for kind in kinds:
