@@ -16,6 +16,7 @@ from gauntlet.errors import GauntletError, MissingMethodError, SettingError, Unk
 from gauntlet.fingerprint import fingerprint
 from gauntlet.plugin import _NEEDED, Kind, kind_of, name_of
 from gauntlet.registry import Registry
+from gauntlet.settings import Count, Positive, build
 from gauntlet.views import DefenderView
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +129,30 @@ def test_settings_are_checked(tmp_path: Path) -> None:
         registry.build(Kind.ATTACK, "mine", {"size": 0})
     with pytest.raises(SettingError, match=r"attack mine: unknown setting 'sise'; did you mean size"):
         registry.build(Kind.ATTACK, "mine", {"sise": 1})
+
+
+@dataclass(frozen=True)
+class _Inner:
+    size: Count
+
+
+@dataclass(frozen=True)
+class _Strict:
+    strength: Positive
+    inner: tuple[_Inner, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "attack mine: setting strength is missing; legal: number > 0"),
+        ({"strength": 1, "inner": [{"size": 1}, {}]}, "attack mine: setting inner[1].size is missing"),
+    ],
+)
+def test_a_setting_that_is_missing_is_named(given: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        build(_Strict, given, "attack mine")
+    assert str(caught.value) == message
 
 
 def test_files_of_one_name_in_two_folders(tmp_path: Path) -> None:

@@ -145,6 +145,8 @@ def build(cls: type[T], settings: Mapping[str, object], who: str) -> T:
         instance: T = _adapter(cast("Hashable", cls)).validate_python(dict(settings))
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "missing":
+            raise SettingError(f"{who}: setting {_missing(cls, first['loc'])}") from None
         where = f"setting {_place(first['loc'])} = {first['input']!r}: " if first["loc"] else ""
         if first["type"] == "unexpected_keyword_argument":
             where = f"setting {_place(first['loc'][:-1])}: "
@@ -154,6 +156,15 @@ def build(cls: type[T], settings: Mapping[str, object], who: str) -> T:
         if _taken_for_number(given, getattr(instance, name)):
             raise SettingError(f"{who}: setting {name} = {_short(given)}: true and false are no numbers; write one")
     return instance
+
+
+def _missing(cls: type[Any], place: tuple[int | str, ...]) -> str:
+    """`strength is missing; legal: number > 0`; of what lies inside a setting, the place alone."""
+    *outer, name = place
+    if outer:
+        return f"{_place(tuple(outer))}.{name} is missing"
+    legal = next(setting.legal for setting in describe(cls) if setting.name == name)
+    return f"{name} is missing; legal: {legal}"
 
 
 def typed(cls: type[Any], name: str, text: str) -> object:
