@@ -321,3 +321,4 @@ def test_provenance_shows_every_distinct_value_once() -> None:
 def test_summary_counts_statuses_and_seeds() -> None:
     line = summary_line([record(), record("blended", status=Status.FAIL), record("sig", status=Status.FAIL)])
     assert line == f"3 cases, seeds {' '.join(map(str, SEEDS))}: 1 pass, 2 fail"
+    assert summary_line([record()]) == f"1 case, seeds {' '.join(map(str, SEEDS))}: 1 pass"

@@ -105,7 +105,8 @@ def summary_line(records: Sequence[Record]) -> str:
     """`24 cases, seeds 0 1 2: 10 pass, 3 fail`."""
     counts = Counter(record.verdict for record in records)
     seeds = sorted({seed for record in records for seed in record.seeds})
-    return f"{len(records)} cases, seeds {' '.join(map(str, seeds))}: {status_counts(counts)}"
+    cases = "1 case" if len(records) == 1 else f"{len(records)} cases"
+    return f"{cases}, seeds {' '.join(map(str, seeds))}: {status_counts(counts)}"
 
 
 def provenance_lines(records: Sequence[Record]) -> list[tuple[str, str]]:
