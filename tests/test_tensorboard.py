@@ -36,7 +36,7 @@ def own(context: Context, make_case: CaseMaker, tmp_path: Path) -> Context:
     """The session's context with an empty store that records into tmp_path/board."""
     context.data(make_case("none"))
     store = Store(tmp_path / "store", pytest.fail)
-    recorder = TensorBoard(tmp_path / "board")
+    recorder = TensorBoard(tmp_path / "board", pytest.fail)
     return dataclasses.replace(context, store=store, datasets=dict(context.datasets), recorder=recorder)
 
 
@@ -106,7 +106,7 @@ def test_a_resumed_training_draws_no_epoch_twice(tmp_path: Path) -> None:
     for steps in (range(10, 50, 10), range(30, 70, 10)):
         # Event files are read in the order of their names, which begin with the second.
         time.sleep(1.1)
-        with TensorBoard(tmp_path)("case", "seed 0", "training") as curves:
+        with TensorBoard(tmp_path, pytest.fail)("case", "seed 0", "training") as curves:
             for step in steps:
                 curves.write(step, {"Loss_value": 1 / step})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -167,7 +167,7 @@ def test_several_backdoors_together_and_each(make_case: CaseMaker, context: Cont
 
 @pytest.mark.parametrize("case", ["folder:/data/a b-le_net", "x" * 300, "..", "é" * 150, "a[b=1,c=0.5]"])
 def test_any_case_has_a_folder_of_its_own(tmp_path: Path, case: str) -> None:
-    record = TensorBoard(tmp_path / "board")
+    record = TensorBoard(tmp_path / "board", pytest.fail)
     for name in (case, f"{case}y"):
         with record(name, "seed 0", "training") as curves:
             curves.write(1, {"Loss_value": 1.0})
@@ -179,7 +179,7 @@ def test_any_case_has_a_folder_of_its_own(tmp_path: Path, case: str) -> None:
 def test_without_the_package_the_option_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(SettingError, match=r"--tensorboard needs the package tensorboard.*pip install"):
-        TensorBoard(tmp_path)
+        TensorBoard(tmp_path, pytest.fail)
 
 
 def test_a_folder_that_can_not_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -216,13 +216,6 @@ def test_a_full_disk_is_told_once_and_costs_curves_alone(tmp_path: Path, room: i
     assert folders(tmp_path) == ["case/seed_0/training"]
     if room:
         assert read(tmp_path / "case/seed_0/training")["Loss_value"][1] == 1.0
-
-
-def test_a_warning_of_its_own_where_nobody_listens(tmp_path: Path) -> None:
-    record = TensorBoard(tmp_path)
-    (tmp_path / "case").touch()
-    with pytest.warns(UserWarning, match="no more curves are drawn"), record("case", "seed 0", "training") as curves:
-        curves.write(1, {"Loss_value": 1.0})
 
 
 def test_the_blind_attack_reports_its_tasks(own: Context, make_case: CaseMaker, tmp_path: Path) -> None:

@@ -73,13 +73,10 @@ def session_of(config: pytest.Config) -> Session:
         options = options_of(config)
         with loading("torch"):
             from gauntlet.session import open_session
-            from gauntlet.tensorboard import TensorBoard
 
             if is_worker(config):
                 options = replace(options, device=_shared_device(options.device, config.workerinput))  # type: ignore[attr-defined]
-            config.stash[_SESSION] = session = open_session(options, warner(config), _progress(config))
-            if isinstance(session.context.recorder, TensorBoard):
-                session.context.recorder.warn = warner(config)
+            config.stash[_SESSION] = open_session(options, warner(config), _progress(config))
         clear_line(config)
     return config.stash[_SESSION]
 

@@ -124,7 +124,7 @@ def timestamp() -> str:
 def open_context(options: Options, warn: Callable[[str], None], progress: Progress | None = None) -> Context:
     """Find the plug-ins and open the store. Raises GauntletError.
 
-    warn gets one sentence when the store meets a damaged entry or can't keep one.
+    warn gets one sentence when the store meets a damaged entry or can't keep one, and when curves can't be written.
     """
     keep_freed_memory()
     forbid_downloads(options.offline)
@@ -135,7 +135,7 @@ def open_context(options: Options, warn: Callable[[str], None], progress: Progre
         load=LoadContext(options.data_dir, options.offline),
         progress=progress or Silent(),
         recompute=options.recompute,
-        recorder=TensorBoard(options.tensorboard) if options.tensorboard else unrecorded,
+        recorder=TensorBoard(options.tensorboard, warn) if options.tensorboard else unrecorded,
     )
 
 

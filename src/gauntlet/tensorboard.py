@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,10 +29,6 @@ _LONGEST = 200
 """Bytes of a folder's name; file systems take 255."""
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=2)
-
-
 @dataclass(eq=False)
 class TensorBoard:
     """A `gauntlet.recorder.Recorder`: root/<case>/<seed>/<purpose>, a training each; a repeated purpose gets a number.
@@ -44,7 +39,7 @@ class TensorBoard:
     """
 
     root: Path
-    warn: Callable[[str], None] = _warn
+    warn: Callable[[str], None]
     _opened: Counter[Path] = field(default_factory=Counter, init=False)
     _given_up: bool = field(default=False, init=False)
 
