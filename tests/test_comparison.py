@@ -103,7 +103,7 @@ def test_the_text_shows_every_case_of_either_run(tmp_path: Path, capsys: pytest.
     assert lines[9:] == [
         "appeared: digits-simple_cnn-badnets-fresh",
         "vanished: digits-simple_cnn-badnets-gone",
-        "1 worse of 1 cases in both runs, 1 appeared, 1 vanished",
+        "1 worse of 1 case in both runs, 1 appeared, 1 vanished",
     ]
     assert main(["compare", str(tmp_path / "old"), str(tmp_path / "old")]) == 0
 

@@ -80,7 +80,7 @@ def test_plugin_files_are_named_as_they_were_loaded(tmp_path: Path) -> None:
     path.write_text(REPORT)
     Registry.discover([path])
     path.write_text(f"{REPORT}\nMORE = 1\n")
-    Registry.discover([path])
-    found = provenance(facts(), torch.device("cpu"), "2026-01-01T00:00:00+00:00").commit
-    assert found.startswith(commit())
-    assert f", lines_named.py {hashlib.sha256(REPORT.encode()).hexdigest()[:12]}" in found
+    files = Registry.discover([path]).files
+    found = provenance(facts(), torch.device("cpu"), "2026-01-01T00:00:00+00:00", files).commit
+    assert found == f"{commit()}, lines_named.py {hashlib.sha256(REPORT.encode()).hexdigest()[:12]}"
+    assert not Registry.discover().files

@@ -413,7 +413,7 @@ def test_results_on_a_full_disk_leave_the_leaderboard(bench: Bench, monkeypatch:
     result = bench.run("-k", "badnets-none")
     result.assert_outcomes(passed=1, deselected=5)
     lost = "the results folder * can't be written: No space left on device*"
-    result.stdout.fnmatch_lines([f"*{lost}", "*1 cases, seeds 0: 1 ungated*", f"The results are not whole: {lost}"])
+    result.stdout.fnmatch_lines([f"*{lost}", "*1 case, seeds 0: 1 ungated*", f"The results are not whole: {lost}"])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 

@@ -60,7 +60,7 @@ class Comparison:
         lines += [f"worse: {name}: {sentence}" for name, sentences in self.worse.items() for sentence in sentences]
         lines += [f"appeared: {name}" for name in appeared]
         lines += [f"vanished: {name}" for name in vanished]
-        counts = f"{len(self.worse)} worse of {len(self.common)} cases in both runs"
+        counts = f"{len(self.worse)} worse of {len(self.common)} case{'s' * (len(self.common) != 1)} in both runs"
         return "\n".join([*lines, f"{counts}, {len(appeared)} appeared, {len(vanished)} vanished\n"])
 
     def _other_data(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from gauntlet.facts import TaskFacts
 from gauntlet.fingerprint import versions
 from gauntlet.plugin import Kind
 from gauntlet.records import Provenance
-from gauntlet.registry import loaded_files
 
 __all__ = ["commit", "provenance"]
 
@@ -50,17 +50,17 @@ def commit() -> str:
     return f"{head}-dirty" if is_dirty else head
 
 
-def _code() -> str:
-    """`0123456789ab-dirty, mine.py 0123456789ab`: the commit and the files that the user named beside it."""
-    return ", ".join([commit(), *(f"{name} {digest[:12]}" for name, digest in loaded_files())])
+def provenance(
+    facts: TaskFacts, device: torch.device, started: str, files: Sequence[tuple[str, str]] = ()
+) -> Provenance:
+    """The provenance of a result on the task. started: when the session began, ISO 8601 with its zone.
 
-
-def provenance(facts: TaskFacts, device: torch.device, started: str) -> Provenance:
-    """The provenance of a result on the task. started: when the session began, ISO 8601 with its zone."""
+    files: name and SHA-256 of each file of code beside the project's; they stand behind the commit.
+    """
     library = versions()
     return Provenance(
         gauntlet=gauntlet.__version__,
-        commit=_code(),
+        commit=", ".join([commit(), *(f"{name} {digest[:12]}" for name, digest in files)]),
         python=platform.python_version(),
         torch=library["torch"],
         numpy=library["numpy"],

@@ -25,7 +25,7 @@ from gauntlet.errors import GauntletError, SettingError, nearest
 from gauntlet.plugin import Kind, kind_of
 from gauntlet.task import TaskSource
 
-__all__ = ["Registry", "loaded_files"]
+__all__ = ["Registry"]
 
 # What is loaded runs as it was loaded, even when its file changes afterwards: such a file is hashed once.
 _digests: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()
@@ -53,9 +53,13 @@ class _Source:
 
 @dataclasses.dataclass(frozen=True)
 class Registry:
-    """All plug-ins by kind and name. Make one with `discover`."""
+    """All plug-ins by kind and name. Make one with `discover`.
+
+    files: name and SHA-256 (hex), as it was loaded, of each file that was named beside the project's own.
+    """
 
     _sources: Mapping[tuple[Kind, str], _Source]
+    files: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def discover(cls, plugins: Sequence[Path] = ()) -> Registry:
@@ -65,8 +69,8 @@ class Registry:
         the cause, when a module can't be imported.
         """
         sources: dict[tuple[Kind, str], _Source] = {}
-        files = sorted({path.resolve() for path in plugins})
-        for source in [*_in_folders(), *_in_packages(), *_in_files(files)]:
+        named = list(_in_files(sorted({path.resolve() for path in plugins})))
+        for source in [*_in_folders(), *_in_packages(), *named]:
             known = sources.get((source.kind, source.name))
             if known is None or known.load() is None:
                 sources[source.kind, source.name] = source
@@ -74,7 +78,8 @@ class Registry:
                 raise SettingError(
                     f"two {source.kind} are named {source.name}: {known.where} and {source.where}; rename one file"
                 )
-        return cls(sources)
+        files = {(Path(source.where).name, _digests[sys.modules[source.module]]) for source in named}
+        return cls(sources, tuple(sorted(files)))
 
     def classes(self, kind: Kind) -> dict[str, type[Any]]:
         """Every plug-in of a kind by name, in alphabetical order. Imports them all."""
@@ -109,11 +114,6 @@ class Registry:
             raise SettingError(f"task {text}: the path is missing; write {name}:PATH")
         source: TaskSource = self.build(Kind.TASK, name, given)
         return source
-
-
-def loaded_files() -> list[tuple[str, str]]:
-    """Name and SHA-256 of each file that the user named and that this process loaded: `mine.py` and 64 hex digits."""
-    return sorted((f"{module.__name__.rpartition('.')[2]}.py", digest) for module, digest in _digests.items())
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

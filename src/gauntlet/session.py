@@ -112,7 +112,9 @@ class Session:
             costs=outcome.costs if outcome else (),
             parts=case.parts,
             place=self.places[case.id],
-            provenance=provenance(self.facts[case.task_name], self.context.device, self.started),
+            provenance=provenance(
+                self.facts[case.task_name], self.context.device, self.started, self.context.registry.files
+            ),
         )
 
 
