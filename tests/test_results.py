@@ -4,10 +4,12 @@ import math
 import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Barrier
 from typing import ClassVar
 
 import pytest
@@ -16,7 +18,7 @@ from gauntlet.errors import DataError
 from gauntlet.plugin import Kind
 from gauntlet.records import Record, Status
 from gauntlet.report import Report, ReportUnavailableError
-from gauntlet.results import DUE, RECORDS, ResultsWriter, read_records, run_name, write_reports
+from gauntlet.results import DUE, RECORDS, ResultsWriter, new_folder, read_records, run_name, write_reports
 from tests.sample_records import record, sample
 
 
@@ -308,3 +310,22 @@ def test_reports_that_can_not_be_written_are_one_error(tmp_path: Path, monkeypat
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(DataError, match="can't be written: Read-only file system"):
         write_reports(tmp_path, sample(), Reports(Plain), silent)
+
+
+def test_runs_that_begin_at_once_have_folders_of_their_own(tmp_path: Path) -> None:
+    together = Barrier(16)
+
+    def make(_number: int) -> Path:
+        together.wait()
+        return new_folder(tmp_path / "results", "quick")
+
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(make, range(16)))
+    assert len({*made}) == 16
+    assert all(folder.is_dir() for folder in made)
+
+
+def test_records_in_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / RECORDS)
+    with pytest.raises(DataError, match="it is a named pipe; due: a file; give the folder of a run"):
+        read_records(tmp_path, silent)

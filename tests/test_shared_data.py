@@ -169,6 +169,8 @@ def test_wrong_answers_of_an_attack_are_refused(
         run(dataclasses.replace(make_case("badnets", recipe=SHORT), attack=Patched()), own)
 
 
+NEWER = getattr(torch.backends.mkldnn, "matmul", None)
+
 SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "gradients": (lambda: torch.set_grad_enabled(False), torch.is_grad_enabled),
     "kind of floats": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
@@ -182,6 +184,10 @@ SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "anomalies": (lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
     "oneDNN": (lambda: setattr(torch.backends.mkldnn, "enabled", False), lambda: torch.backends.mkldnn.enabled),
     "cuDNN": (lambda: setattr(torch.backends.cudnn, "benchmark", True), lambda: torch.backends.cudnn.benchmark),
+    "matrix products, by the name of torch 2.9": (
+        lambda: setattr(NEWER, "fp32_precision", "bf16"),
+        lambda: getattr(NEWER, "fp32_precision", None),
+    ),
     "NumPy's errors": (lambda: np.seterr(all="ignore"), np.geterr),
 }
 
@@ -189,6 +195,8 @@ SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 @pytest.mark.parametrize("what", SWITCHES)
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 def test_what_a_player_switches_is_switched_back(what: str) -> None:
+    if what.endswith("2.9") and NEWER is None:
+        pytest.skip("this torch knows the earlier name alone")
     switch, ask = SWITCHES[what]
     before = ask()
     with turn(Role.DEFENDER, Draws(0), "answer"):

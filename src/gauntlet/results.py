@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -62,13 +63,18 @@ def run_name(suite: str, now: datetime) -> str:
 
 
 def new_folder(results: Path, name: str) -> Path:
-    """A folder that no other run has: two runs may begin within one second. It is not made yet."""
+    """Make a folder that no other run has: two may begin within one second. Raises DataError when it can't be made."""
     name = run_name(name, datetime.now(UTC).astimezone())
-    folder, number = results / name, 2
-    while folder.exists():
-        folder = results / f"{name}-{number}"
-        number += 1
-    return folder
+    for suffix in itertools.chain([""], map("-{}".format, itertools.count(2))):
+        folder = results / f"{name}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        return folder
+    raise AssertionError("numbers end nowhere")
 
 
 class ResultsWriter:
@@ -170,6 +176,8 @@ def read_records(folder: Path, warn: Callable[[str], None]) -> list[Record]:
 
 
 def _read_lines(path: Path, warn: Callable[[str], None]) -> dict[str, Record]:
+    if path.exists() and (problem := fault(path)):
+        raise DataError(f"{path} can't be read: {problem}; give the folder of a run")
     lines = path.read_bytes().split(b"\n")
     records: dict[str, Record] = {}
     for number, line in enumerate(lines, start=1):

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -32,11 +32,21 @@ _CLOSE = 1e-3
 """The share of the logits that rounding may add: memory formats choose kernels."""
 
 
-def _flag(owner: object, name: str) -> tuple[Callable[[], Any], Callable[[Any], object]]:
+_Switch: TypeAlias = tuple[Callable[[], Any], Callable[[Any], object]]
+"""How to ask for something that holds for the whole process, and how to set it."""
+
+
+def _flag(owner: object, name: str) -> _Switch:
     return partial(getattr, owner, name), partial(setattr, owner, name)
 
 
-_SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+_BACKENDS = (torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn)
+_OPERATIONS = [getattr(backend, name, None) for backend in _BACKENDS for name in ("matmul", "conv", "rnn")]
+_PRECISIONS = [owner for owner in (torch.backends, *_BACKENDS, *_OPERATIONS) if hasattr(owner, "fp32_precision")]
+"""From torch 2.9; what was set by them no longer answers to the two names of before, which therefore come after."""
+
+_SWITCHES: tuple[_Switch, ...] = (
+    *(_flag(owner, "fp32_precision") for owner in _PRECISIONS),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     (torch.get_default_dtype, torch.set_default_dtype),
@@ -47,7 +57,6 @@ _SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     _flag(torch.backends.mkldnn, "enabled"),
     *(_flag(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")),
 )
-"""What holds for the whole process: how to ask for it, and how to set it."""
 
 
 @contextmanager
@@ -68,8 +77,15 @@ def _switches_kept() -> Iterator[None]:
             yield
         finally:
             for (ask, switch), value in zip(_SWITCHES, before, strict=True):
-                if ask() != value:
+                if _asked(ask) != value:
                     switch(value)
+
+
+def _asked(ask: Callable[[], Any]) -> Any:
+    try:
+        return ask()
+    except RuntimeError:  # torch: a precision was set by two names that contradict each other
+        return None
 
 
 @contextmanager
