@@ -171,6 +171,29 @@ def test_wrong_answers_of_an_attack_are_refused(
 
 NEWER = getattr(torch.backends.mkldnn, "matmul", None)
 
+
+@dataclass(frozen=True)
+class LooksAround(Patched):
+    """Adds the mean of the images that come along."""
+
+    def trigger(self, images: Images) -> Images:
+        return (images + images.mean()).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class DrawsNoise(Patched):
+    """Replaces an image by noise, drawn anew each time."""
+
+    def trigger(self, images: Images) -> Images:
+        return torch.rand_like(images)
+
+
+@pytest.mark.parametrize("attack", [LooksAround(), DrawsNoise()], ids=lambda attack: type(attack).__name__)
+def test_a_trigger_stamps_each_image_by_itself(attack: Patched, own: Context, make_case: CaseMaker) -> None:
+    with pytest.raises(GauntletError, match="'s trigger stamps an image alone otherwise than among others"):
+        run(dataclasses.replace(make_case("badnets", recipe=SHORT), attack=attack), own)
+
+
 SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "gradients": (lambda: torch.set_grad_enabled(False), torch.is_grad_enabled),
     "kind of floats": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),

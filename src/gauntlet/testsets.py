@@ -12,7 +12,7 @@ from gauntlet.attack import Attack, Backdoor
 from gauntlet.companions import Mixture, mixed_up
 from gauntlet.dataset import TaskData
 from gauntlet.defense import Defense, Preprocessing
-from gauntlet.errors import DataError
+from gauntlet.errors import DataError, GauntletError
 from gauntlet.guard import Role
 from gauntlet.images import ImageSet, checked_images, checked_levels, chunks, to_float, to_uint8
 from gauntlet.maths.distances import per_image, summary
@@ -25,16 +25,31 @@ __all__ = ["TestSets", "preprocessed", "stamp"]
 
 PART = 1024
 """Images that are worked on at once, as floats."""
+_ALONE = 8
+"""Images that a trigger gets once more, each alone."""
 
 
 def stamp(backdoor: Backdoor, images: Tensor, attack: str = "the attack") -> Tensor:
-    """uint8 test images with the backdoor's trigger, rounded to 8 bits. attack: its name, for errors."""
+    """uint8 test images with the backdoor's trigger, rounded to 8 bits. attack: its name, for errors.
+
+    GauntletError for what are no such images, and where an image alone gets another trigger than among others.
+    """
     stamped, who = torch.empty_like(images), f"{attack}'s trigger"
-    # Triggers draw nothing; one that does all the same has the same draws in every run, whatever the seed.
+
+    def triggered(given: Tensor) -> Tensor:
+        return to_uint8(checked_images(backdoor.trigger(to_float(given)), given.shape, who))
+
+    # A run doesn't hang on what others have drawn, not even one that is refused.
     with randomness.seeded(0, "trigger", backdoor.name):
         for part in chunks(len(images), PART):
-            triggered = backdoor.trigger(to_float(images[part]))
-            stamped[part] = to_uint8(checked_images(triggered, images[part].shape, who))
+            stamped[part] = triggered(images[part])
+        for place in range(0, len(images), max(1, -(-len(images) // _ALONE))):
+            alone = triggered(images[place : place + 1])
+            if ((alone.int() - stamped[place : place + 1].int()).abs() > 1).any():
+                raise GauntletError(
+                    f"{who} stamps an image alone otherwise than among others; due: each image by itself, without "
+                    "random draws"
+                )
     return stamped
 
 
