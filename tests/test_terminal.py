@@ -95,3 +95,25 @@ def test_the_worst_attack_shows_its_settings_where_its_name_alone_says_too_littl
 
     assert "badnets[" not in table({"patch": 5}, {"patch": 5})
     assert "badnets[patch=5]" in table({}, {"patch": 5})
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_the_ranking_shows_every_figure_and_setting_whatever_the_names(width: int) -> None:
+    records = [
+        record(attack, defense, stage="repair", asr=(1.0,), seconds=123.4, defense_settings={"steps": steps})
+        for attack in ("badnets", "clean_label")
+        for defense in ("neural_cleanse", "adversarial_neuron_pruning")
+        for steps in (200, 1000)
+    ]
+    text = StringIO()
+    print_leaderboard(records, Console(file=text, width=width))
+    table = text.getvalue().partition("a case\n")[2].partition("\n\n")[0]
+    assert "\u2026" not in table
+    assert len(re.findall(r"(?m)^1 .*100\.0 \[99\.7, 100\.0\] +100\.0 .* 2/2 +\d+\.\d", table)) == 1
+    assert len(re.findall(r"(?m)^\d .*100\.0 \[99\.7, 100\.0\]", table)) == 4
+    assert (table.count("steps=200"), table.count("steps=1000")) == (2, 2)
+    assert max(map(len, table.splitlines())) <= width
+
+
+def test_a_window_too_narrow_for_the_figures_cuts_none_of_them() -> None:
+    assert "\u2026" not in printed(40)

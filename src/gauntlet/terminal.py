@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -144,16 +144,37 @@ def _print_ranking(rows: Sequence[Standing], console: Console) -> None:
     console.print()
     several = sum(row.rank == 1 for row in rows) > 1
     console.print(Text(f"{_RANKING}{_APART if several else ''}", style="italic"))
+    texts = _ranking_texts(rows)
+    widths = {name: max(len(heading), *(len(text[name]) for text in texts)) for name, heading in headings.items()}
+    defense = min(widths["defense"], _defense_room(widths, console.width))
+    fits = defense >= min(widths["defense"], _CELL_WIDTH)
     table = Table(box=None, padding=(0, _GAP, 0, 0))
     for name, heading in headings.items():
-        table.add_column(heading, justify="left" if name in _LEFT else "right", no_wrap=name not in ("on", "statuses"))
+        if name in _LEFT:
+            table.add_column(heading, overflow="fold", min_width=defense if fits and name == "defense" else None)
+        else:
+            # A figure that is cut is lost, so that in a window too narrow for all of them they go on below.
+            table.add_column(heading, justify="right", no_wrap=fits, overflow="fold", min_width=widths[name] * fits)
+    for row, text in zip(rows, texts, strict=True):
+        if fits and len(text["defense"]) > defense:
+            text["defense"] = _folded(text["defense"], defense)
+        style = "" if row.rank is not None else "bright_black"
+        table.add_row(*(Text(text[name]) for name in headings), style=style)
+    console.print(table)
+
+
+def _defense_room(widths: Mapping[str, int], width: int) -> int:
+    """The columns that the figures leave to the defense; the other names can fold to an attack's width."""
+    taken = (min(own, _ATTACK_WIDTH) if name in _LEFT else own for name, own in widths.items() if name != "defense")
+    return width - sum(taken) - _GAP * len(widths)
+
+
+def _ranking_texts(rows: Sequence[Standing]) -> list[dict[str, str]]:
     attacks = {row.worst_attack for row in rows}
-    for row in rows:
-        text = standing_text(row)
+    texts = [standing_text(row) for row in rows]
+    for text in texts:
         # The settings stand in the board above; here they would push the figures out of the window.
         short = text["on"].partition("[")[0]
         if sum(attack.partition("[")[0] == short for attack in attacks) < 2:
             text["on"] = short
-        style = "" if row.rank is not None else "bright_black"
-        table.add_row(*(Text(text[name]) for name in headings), style=style)
-    console.print(table)
+    return texts
