@@ -29,6 +29,7 @@ _STYLES = {
 }
 _CELL_WIDTH = 14  # of `not-applicable`, the longest status
 _ATTACK_WIDTH = 22
+_LEAST_WIDTH = 8  # at which a name is still told from another one
 _GAP = 2
 _PARTS = re.compile(r"\[|[^_,\[]+[_,]?|[_,]")
 _HEADINGS = {
@@ -146,9 +147,10 @@ def _print_ranking(rows: Sequence[Standing], console: Console) -> None:
     console.print(Text(f"{_RANKING}{_APART if several else ''}", style="italic"))
     texts = _ranking_texts(rows)
     widths = {name: max(len(heading), *(len(text[name]) for text in texts)) for name, heading in headings.items()}
-    defense = min(widths["defense"], _defense_room(widths, console.width))
-    fits = defense >= min(widths["defense"], _CELL_WIDTH)
-    table = Table(box=None, padding=(0, _GAP, 0, 0))
+    gap = _GAP if _defense_room(widths, console.width, _GAP) >= min(widths["defense"], _CELL_WIDTH) else 1
+    defense = min(widths["defense"], _defense_room(widths, console.width, gap))
+    fits = defense >= min(widths["defense"], _LEAST_WIDTH)
+    table = Table(box=None, padding=(0, gap, 0, 0))
     for name, heading in headings.items():
         if name in _LEFT:
             table.add_column(heading, overflow="fold", min_width=defense if fits and name == "defense" else None)
@@ -163,10 +165,10 @@ def _print_ranking(rows: Sequence[Standing], console: Console) -> None:
     console.print(table)
 
 
-def _defense_room(widths: Mapping[str, int], width: int) -> int:
+def _defense_room(widths: Mapping[str, int], width: int, gap: int) -> int:
     """The columns that the figures leave to the defense; the other names can fold to an attack's width."""
     taken = (min(own, _ATTACK_WIDTH) if name in _LEFT else own for name, own in widths.items() if name != "defense")
-    return width - sum(taken) - _GAP * len(widths)
+    return width - sum(taken) - gap * len(widths)
 
 
 def _ranking_texts(rows: Sequence[Standing]) -> list[dict[str, str]]:
