@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from gauntlet import __version__
 from gauntlet.cli import main
@@ -290,14 +292,44 @@ def test_store_prune_removes_what_a_dry_run_announces(store: Path, capsys: pytes
     assert "would remove 2 entries, 4.0 KiB" in capsys.readouterr().out
     assert len(list(store.glob("victim/*/*"))) == 2
     assert main(prune) == 0
-    assert "freed" in capsys.readouterr().out
+    assert "removed 2 entries, 4.0 KiB, and " in capsys.readouterr().out
     assert not list(store.glob("victim/*/*"))
     assert len(list(store.glob("score/*/*"))) == 1
 
 
 def test_store_prune_tells_entries_from_leftovers(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "prune", "--store", str(store), "--kind", "score"]) == 0
-    assert capsys.readouterr().out.startswith("removed 1 entries and 3 leftovers (")
+    assert capsys.readouterr().out.startswith("removed 1 entries, 2.0 KiB, and 3 leftovers (")
+
+
+@pytest.mark.parametrize("options", [[], ["--kind", "score"], ["--older-than", "0"]])
+def test_a_dry_run_tells_the_leftovers_that_prune_removes(
+    store: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (next((store / "score").glob("*/*")) / "text").write_text("y" * 2048)
+    assert main(["store", "verify", "--store", str(store)]) == 1
+    Store(store, silent).obtain("score", "4" * 64, {}, Text(), lambda: "x" * 2048)
+    half = store / "tmp" / f"victim-{'5' * 64}-abc"
+    half.mkdir()
+    (half / "text").write_text("z" * 1024)
+    shutil.rmtree(store / "locks")
+    before = sorted(store.rglob("*"))
+    capsys.readouterr()
+    prune = ["store", "prune", "--store", str(store), *options]
+    assert main([*prune, "--dry-run"]) == 0
+    assert sorted(store.rglob("*")) == before
+    announced = capsys.readouterr().out.splitlines()[-1]
+    assert re.search(r"and 2 leftovers \(.*\), [3-9]\.\d KiB$", announced)
+    assert main(prune) == 0
+    assert capsys.readouterr().out == f"{announced.removeprefix('would ').replace('remove', 'removed', 1)}\n"
+    assert not [path for name in ("tmp", "damaged", "locks") for path in (store / name).iterdir()]
+
+
+def test_a_dry_run_leaves_out_what_is_in_use(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = next((store / "locks").glob("score-*"))
+    with FileLock(lock):
+        assert main(["store", "prune", "--store", str(store), "--kind", "score", "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("would remove 0 entries, 0 B, and 2 leftovers (")
 
 
 def test_store_prune_keeps_young_and_unnamed_entries(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,7 +168,7 @@ def _add_store(commands: _Commands) -> None:
         description="Remove unfinished and damaged entries; with --older-than or --kind also whole ones.",
     )
     prune.add_argument("--older-than", type=_days, metavar="DAYS", help="entries made more than DAYS days ago")
-    prune.add_argument("--dry-run", action="store_true", help="only say which entries would go")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
     for action, command in ((listing, _store_ls), (verify, _store_verify), (prune, _store_prune)):
         action.add_argument(
             "--store", type=Path, default=None, metavar="DIR", help="the store ($GAUNTLET_STORE or the cache folder)"
@@ -310,24 +310,20 @@ def _store_verify(chosen: argparse.Namespace) -> int:
 
 
 def _store_prune(chosen: argparse.Namespace) -> int:
-    from datetime import UTC, datetime, timedelta
-
     from gauntlet.wording import size
 
     store = _open_store(chosen, read_only=chosen.dry_run)
     kinds = () if chosen.kind is None else (chosen.kind,)
     listed = _of_kind(list(store.entries()), chosen.kind)
-    if not chosen.dry_run:
-        pruned = store.prune(chosen.older_than, kinds)
-        whole = {f"{item.kind}/{item.key}" for item in listed} & set(pruned.removed)
-        sys.stdout.write(
-            f"removed {len(whole)} entries and {len(pruned.removed) - len(whole)} leftovers (unfinished or damaged "
-            f"entries, idle locks), {size(pruned.bytes)} freed\n"
-        )
-        return 0
-    newest = datetime.now(UTC) - timedelta(days=chosen.older_than or 0.0)
-    wanted = chosen.older_than is not None or kinds
-    doomed = [item for item in listed if wanted and item.created <= newest]
-    sys.stdout.writelines(f"{item.kind}/{item.key[:12]}  {item.summary}\n" for item in doomed)
-    sys.stdout.write(f"would remove {len(doomed)} entries, {size(sum(item.bytes for item in doomed))}\n")
+    pruned = store.prune(chosen.older_than, kinds, dry_run=chosen.dry_run)
+    names = set(pruned.removed)
+    whole = [item for item in listed if f"{item.kind}/{item.key}" in names]
+    freed = sum(item.bytes for item in whole)
+    if chosen.dry_run:
+        sys.stdout.writelines(f"{item.kind}/{item.key[:12]}  {item.summary}\n" for item in whole)
+    entries, leftovers = f"{len(whole)} entries, {size(freed)}", f"{len(names) - len(whole)} leftovers"
+    sys.stdout.write(
+        f"{'would remove' if chosen.dry_run else 'removed'} {entries}, and {leftovers} (unfinished or damaged entries, "
+        f"idle locks), {size(pruned.bytes - freed)}\n"
+    )
     return 0

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -89,7 +89,7 @@ class Shelves:
 
         Keys contain their inputs' keys, so that steps that wait for each other in a circle can't arise.
         """
-        path = self.root / _LOCKS / f"{kind}-{key}.lock"
+        path = self._lock(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path, timeout=-1 if wait else 0):
             yield
@@ -124,23 +124,54 @@ class Shelves:
         self.folder(kind, key).rename(folder / "entry")
         return folder
 
-    def sweep(self) -> Iterator[tuple[str, int]]:
-        """Remove unfinished drafts, damaged entries and idle locks; name and bytes of each. What is in use stays."""
-        for path in [*self._below(_TMP), *self._below(_DAMAGED), *self._below(_LOCKS)]:
-            owner = _OWNED.fullmatch(path.name)
-            if owner is None:
-                continue
-            with suppress(Busy, FileNotFoundError), self.locked(owner[1], owner[2], wait=False):
+    @contextmanager
+    def claimed(self, kind: str, key: str, *, dry_run: bool = False) -> Iterator[None]:
+        """Hold the key's lock to remove what is the key's. Raises Busy where another process holds it.
+
+        dry_run: no lock is made, since only looking must leave the store as it is.
+        """
+        with ExitStack() as held:
+            if not dry_run:
+                held.enter_context(self.locked(kind, key, wait=False))
+            elif self._lock(kind, key).is_file():
+                try:
+                    held.enter_context(self.locked(kind, key, wait=False))
+                except Busy:
+                    raise
+                except OSError:
+                    # Where locks can't be written nobody works.
+                    pass
+            yield
+
+    def leftovers(self) -> Iterator[tuple[str, Path, str, str]]:
+        """Name, path, kind and key of the unfinished drafts, the damaged entries and then the locks."""
+        for folder in (_TMP, _DAMAGED, _LOCKS):
+            for path in self._below(folder):
+                if owner := _OWNED.fullmatch(path.name):
+                    yield path.relative_to(self.root).as_posix(), path, owner[1], owner[2]
+
+    def sweep(self, *, dry_run: bool = False) -> Iterator[tuple[str, int]]:
+        """Remove the leftovers, or with dry_run only find them; name and bytes of each. What is in use stays."""
+        for name, path, kind, key in self.leftovers():
+            with suppress(Busy, FileNotFoundError), self.claimed(kind, key, dry_run=dry_run):
                 bytes_ = size_of(path)
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-                yield path.relative_to(self.root).as_posix(), bytes_
+                if not dry_run:
+                    _remove(path)
+                yield name, bytes_
+
+    def _lock(self, kind: str, key: str) -> Path:
+        return self.root / _LOCKS / f"{kind}-{key}.lock"
 
     def _below(self, name: str) -> list[Path]:
         folder = self.root / name
         return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def size_of(path: Path) -> int:

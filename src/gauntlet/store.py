@@ -73,7 +73,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a pruning removed: names below the store's root, and the bytes that this freed."""
+    """What a pruning removed, or would: names below the store's root, and the bytes that this frees."""
 
     removed: tuple[str, ...]
     bytes: int
@@ -208,18 +208,24 @@ class Store:
             return self._shelves.set_aside(kind, key)
         return None
 
-    def prune(self, older_than_days: float | None = None, kinds: Collection[str] = ()) -> Pruned:
+    def prune(
+        self, older_than_days: float | None = None, kinds: Collection[str] = (), *, dry_run: bool = False
+    ) -> Pruned:
         """Remove what was left unfinished, what was set aside as damaged, and idle locks.
 
         Given an age (days since it was made), kinds, or both, the entries to which all that is given applies go too.
-        What another process is working on stays.
+        What another process is working on stays. With dry_run nothing is removed: it is what would be.
         """
         removed = []
+        # Removing an entry may make its lock, which then goes too and is nothing that was left.
+        left = {name for name, *_ in self._shelves.leftovers()}
         for listed in self._doomed(older_than_days, kinds):
-            with suppress(Busy, FileNotFoundError), self._shelves.locked(listed.kind, listed.key, wait=False):
-                self._shelves.discard(listed.kind, listed.key)
+            claim = self._shelves.claimed(listed.kind, listed.key, dry_run=dry_run)
+            with suppress(Busy, FileNotFoundError), claim:
+                if not dry_run:
+                    self._shelves.discard(listed.kind, listed.key)
                 removed.append((f"{listed.kind}/{listed.key}", listed.bytes))
-        removed += self._shelves.sweep()
+        removed += [found for found in self._shelves.sweep(dry_run=dry_run) if found[0] in left]
         return Pruned(tuple(name for name, _ in removed), sum(size for _, size in removed))
 
     def _doomed(self, older_than_days: float | None, kinds: Collection[str]) -> list[Listed]:
