@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from gauntlet.errors import DataError
+from gauntlet.files import fault
 from gauntlet.plugin import task
 from gauntlet.settings import Count
 from gauntlet.task import LoadContext, RawTask, TaskSource
@@ -71,11 +72,17 @@ def _joined(tables: Sequence[Table]) -> Labelled:
 
 
 def _parts(path: Path) -> tuple[list[Path], list[Path]]:
-    """The training files and the test files."""
-    if path.is_file():
-        return [path], []
-    if not path.is_dir():
+    """The training files and the test files. DataError for one that is no regular file."""
+    if not path.exists():
         raise DataError(f"{path} does not exist; expected a Parquet file, or a folder with train-*.parquet in it")
+    training, test = _listed(path) if path.is_dir() else ([path], [])
+    for file in (*training, *test):
+        if why := fault(file):
+            raise DataError(f"{file}: {why}")
+    return training, test
+
+
+def _listed(path: Path) -> tuple[list[Path], list[Path]]:
     files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
     by_split: dict[str, list[Path]] = {}
     for file in files:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -510,6 +511,16 @@ class TestParquet:
 
     def test_missing_path(self, tmp_path: Path) -> None:
         assert f"{tmp_path / 'gone'} does not exist" in refused(source("parquet", path=tmp_path / "gone"))
+
+    @pytest.mark.parametrize("name", ["", "train-1.parquet", "test-0.parquet"])
+    def test_a_named_pipe_is_refused_before_it_is_opened(self, tmp_path: Path, name: str) -> None:
+        write_parquet(tmp_path / "train-0.parquet", self.some(6), [0, 1] * 3)
+        pipe = tmp_path / (name or "alone")
+        os.mkfifo(pipe)
+        task = source("parquet", path=tmp_path if name else pipe)
+        assert refused(task) == f"{pipe}: it is a named pipe; due: a file"
+        with pytest.raises(DataError, match="named pipe"):
+            task.files()
 
 
 class TestFolder:
