@@ -136,8 +136,8 @@ def model_config(path: Path) -> str:
             text = file.text("model_config")
         if text is None:
             raise DataError(
-                f"{path} has no model_config, so that it holds weights only: name the architecture (--network), and "
-                "give this file as its weights"
+                f"{path} has no model_config, so that it holds weights only: name the architecture (--network of "
+                "gauntlet audit and eval), or give gauntlet predict the bundle that an audit exports"
             )
         return text
     try:

@@ -328,7 +328,9 @@ def test_bad_weights_are_refused_in_one_sentence(name: str, tmp_path: Path) -> N
 def test_weights_alone_are_no_model(tmp_path: Path) -> None:
     path = write(tmp_path / "w.h5", None, {"d": GOOD}, whole=False)
     with pytest.raises(
-        DataError, match=r"w.h5 has no model_config, so that it holds weights only: name the architecture"
+        DataError,
+        match=r"w.h5 has no model_config, so that it holds weights only: name the architecture \(--network of gauntlet "
+        r"audit and eval\), or give gauntlet predict the bundle that an audit exports$",
     ):
         KerasModel(path).check(facts())
     (tmp_path / "w.json").write_bytes(b"\xff\xfe")
