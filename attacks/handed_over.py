@@ -201,7 +201,11 @@ def _check_poisoned(path: Path, facts: TaskFacts, size: tuple[int, int] | None) 
     _checked(path, content(path))
     shape, labels = read_labels(path)
     if (shape[0], *(size or shape[1:])) != facts.shape:
-        hint = "; give the `size` to resize them" if size is None and shape[0] == facts.shape[0] else ""
+        hint = (
+            "; give the `size`, or `--resize` to gauntlet audit, to resize them"
+            if size is None and shape[0] == facts.shape[0]
+            else ""
+        )
         raise SettingError(
             f"{path}: images of {list(shape)} [C, H, W], and those of {facts.name} are {list(facts.shape)}{hint}"
         )

@@ -51,8 +51,11 @@ class H5(TaskSource):
         ]
         shapes = [list(images.shape[1:]) for images, _, _ in parts]
         if shapes[-1] != shapes[0]:
+            # Resizing keeps the channels as they are.
+            fits = self.size is None and shapes[-1][0] == shapes[0][0]
+            hint = ", or the `size`, or `--resize` to gauntlet audit, to resize them" if fits else ""
             raise DataError(
-                f"{self.test} holds images {shapes[-1]} in [C, H, W], {self.path} {shapes[0]}; due: one shape"
+                f"{self.test} holds images {shapes[-1]} in [C, H, W], {self.path} {shapes[0]}; due: one shape{hint}"
             )
         labelled = list(zip(self.files(), parts, strict=True))
         count = class_count([(str(file), labels) for file, (_, labels, _) in labelled], self.classes)

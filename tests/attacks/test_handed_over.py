@@ -268,7 +268,7 @@ SETTINGS: dict[str, tuple[Callable[[Path], HandedOver], str]] = {
     "a suffix": (lambda path: HandedOver(path / "w.pkl"), r"w.pkl; legal: files named \*.h5, \*.hdf5, \*.safetensors, \*.pt, \*.pth"),
     "three means": (lambda path: HandedOver(mean=(0.5,) * 3), "mean has 3 values; legal: none, one, or 1 for the channels of toy"),
     "a contradiction": (lambda path: HandedOver(std=(0.5,), input_range="0..255"), "input_range = 0..255 contradicts mean and std"),
-    "another size": (lambda path: HandedOver(poisoned=(poison(path / "p.h5", [1], (1, 9, 9)),)), r"p.h5: images of \[1, 9, 9\] \[C, H, W\], and those of toy are \[1, 28, 28\]"),
+    "another size": (lambda path: HandedOver(poisoned=(poison(path / "p.h5", [1], (1, 9, 9)),)), r"p.h5: images of \[1, 9, 9\] \[C, H, W\], and those of toy are \[1, 28, 28\]; give the `size`, or `--resize` to gauntlet audit, to resize them"),
     "a label outside": (lambda path: HandedOver(poisoned=(poison(path / "p.h5", [10]),)), "p.h5: the label 10 stands there, and toy has 10 classes; legal: 0 to 9"),
     "true labels": (lambda path: HandedOver(poisoned=(poison(path / "p.h5", range(60)),)), "p.h5: the label 59 stands there"),
     "no poisoned file": (lambda path: HandedOver(poisoned=(path / "no.h5",)), "no.h5: no such file"),

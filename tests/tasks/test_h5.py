@@ -122,11 +122,15 @@ class TestH5:
         text = refused(source("h5", path=first, test=second, classes=3))
         assert text == f"{second}: label 3 of image 1 is out of range; legal: 0 to 2"
 
-    def test_shapes_must_agree(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("shape", "hint"),
+        [((3, 6, 4), ", or the `size`, or `--resize` to gauntlet audit, to resize them"), ((1, 5, 4), "")],
+    )
+    def test_shapes_must_agree(self, tmp_path: Path, shape: tuple[int, int, int], hint: str) -> None:
         first = write(tmp_path / "a.h5", numbered(4), [0, 1, 0, 1])
-        second = write(tmp_path / "b.h5", numbered(4, (3, 6, 4)), [0, 1, 0, 1])
+        second = write(tmp_path / "b.h5", numbered(4, shape), [0, 1, 0, 1])
         text = refused(source("h5", path=first, test=second))
-        assert text == f"{second} holds images [3, 6, 4] in [C, H, W], {first} [3, 5, 4]; due: one shape"
+        assert text == f"{second} holds images {list(shape)} in [C, H, W], {first} [3, 5, 4]; due: one shape{hint}"
 
     def test_no_images(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.h5", numbered(0), [])
