@@ -94,7 +94,10 @@ def _check(raw: RawTask, name: str) -> None:
         raise DataError(f"task {ascii(name)[1:-1]}: the name {ascii(odd)[1:-1]} is no UTF-8; rename the file or folder")
     classes = len(raw.class_names)
     if classes < 2:
-        raise DataError(f"task {name}: {classes} class(es); a classification task needs at least 2")
+        raise DataError(
+            f"task {name}: {classes} class(es); a classification task needs at least 2; where not all of them occur, "
+            "give their number: the task's `classes`, if it has one, or `--classes` to gauntlet audit and eval"
+        )
     _check_part(raw.images, raw.labels, classes, f"task {name}, training part")
     if (raw.test_images is None) != (raw.test_labels is None):
         raise DataError(f"task {name}: test images and test labels must come together")

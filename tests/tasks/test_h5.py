@@ -122,6 +122,15 @@ class TestH5:
         text = refused(source("h5", path=first, test=second, classes=3))
         assert text == f"{second}: label 3 of image 1 is out of range; legal: 0 to 2"
 
+    def test_one_class_is_told_how_to_say_that_there_are_more(self, tmp_path: Path) -> None:
+        path, store = write(tmp_path / "a.h5", numbered(6), [0] * 6), Store(tmp_path / "store", pytest.fail)
+        with pytest.raises(
+            DataError, match=r"1 class\(es\).*`classes`, if it has one, or `--classes` to gauntlet audit"
+        ):
+            prepare(source("h5", path=path, clean_only=True), "clean", store, OFFLINE)
+        data = prepare(source("h5", path=path, clean_only=True, classes=3), "clean", store, OFFLINE)
+        assert data.facts.classes == 3
+
     @pytest.mark.parametrize(
         ("shape", "hint"),
         [((3, 6, 4), ", or the `size`, or `--resize` to gauntlet audit, to resize them"), ((1, 5, 4), "")],
