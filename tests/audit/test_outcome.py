@@ -96,7 +96,7 @@ def report(here: Path) -> str:
 
 
 def test_a_sound_audit_ends_well(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert audit("--clean=clean.h5", "--min-clean-accuracy=0", "--fail-if-suspicious") == 0
+    assert audit("--clean=clean.h5", "--min-clean-accuracy=0") == 0
     captured = capsys.readouterr()
 
     # Settings stand in brackets, which are no markup.
@@ -145,6 +145,25 @@ def test_a_model_that_guesses_is_no_finding(here: Path, capsys: pytest.CaptureFi
     assert "\n\n**The model as it was handed over is right on " in report(here)
     assert "Nothing was exported: beside a model that may only be guessing" in report(here)
     assert not (folder / "repaired").exists()
+
+
+@pytest.mark.parametrize(
+    ("clean", "why"),
+    [("wrong.h5", "the model may only be guessing"), ("clean.h5", "there was no answer of a model verdict")],
+)
+def test_a_gate_that_nobody_checked_is_not_passed(
+    clean: str, why: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert audit(f"--clean={clean}", "--only=none", "--fail-if-suspicious") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"gauntlet: --fail-if-suspicious: the gate was not checked: {why}")
+
+
+def test_a_gate_that_a_trigger_checked_is_passed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (1, 1), "white").save("dot.png")
+
+    assert audit("--clean=clean.h5", "--trigger=dot.png@0,0:1", "--fail-if-suspicious", "--only=none") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_maximum_just_above_1_is_doubted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +215,7 @@ def test_a_model_that_always_says_one_thing_has_no_trigger(here: Path, capsys: p
     write(here / "net.h5", SMALL, SMALL_WEIGHTS | {"dense": constant})
     Image.new("RGB", (1, 1), "white").save("dot.png")
 
-    assert audit("--clean=clean.h5", "--trigger=dot.png@0,0", "--fail-if-suspicious", "--only=none") == 0
+    assert audit("--clean=clean.h5", "--trigger=dot.png@0,0", "--only=none") == 0
     assert "dot isn't shown to work: it succeeds on 100.0 [" in capsys.readouterr().out
 
 

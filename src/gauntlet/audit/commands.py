@@ -12,6 +12,7 @@ from gauntlet.errors import GauntletError, SettingError
 from gauntlet.options import OPTIONS, options_from
 
 if TYPE_CHECKING:
+    from gauntlet.audit.run import AuditResult
     from gauntlet.progress import Progress
     from gauntlet.records import Record
 
@@ -29,7 +30,7 @@ examples:
 The report goes to results/<run>/audit.md and audit.html, the best repair that passes the gate to results/<run>/repaired
 and, as a pair that flags what both disagree on, to results/<run>/n_plus_1 (`gauntlet predict` takes either).
 Exit codes: 0 done, 1 a model verdict flagged the model or a trigger works (only with --fail-if-suspicious), 2 an error,
-a defense's too, 130 interrupted.
+a defense's too, or nothing that could be checked (only with --fail-if-suspicious), 130 interrupted.
 """
 
 
@@ -187,7 +188,17 @@ def _audit(chosen: argparse.Namespace) -> int:
         return 130
     if found.broken:
         return 2
-    return 1 if chosen.fail_if_suspicious and (any(found.suspects.values()) or found.works) else 0
+    return _gated(found) if chosen.fail_if_suspicious else 0
+
+
+def _gated(found: AuditResult) -> int:
+    """The exit code under --fail-if-suspicious: a gate that nobody could check has not been passed."""
+    if any(found.suspects.values()) or found.works:
+        return 1
+    if found.unchecked:
+        sys.stderr.write(f"gauntlet: --fail-if-suspicious: the gate was not checked: {found.unchecked}\n")
+        return 2
+    return 0
 
 
 def _positive(flag: str, value: int) -> int:

@@ -65,6 +65,17 @@ class AuditResult:
         return tuple(record for record in self.records if record.status in (Status.ERROR, Status.NOT_RUN))
 
     @property
+    def unchecked(self) -> str:
+        """Why nobody could look for a backdoor in this model, in a few words; '' where somebody could."""
+        if self.chance is not None:
+            return "the model may only be guessing, so that no verdict and no trigger says anything of it"
+        found = untouched(self.records[0])
+        tried = any(each.asr.n for each in (found.backdoors if found else ()))
+        if tried or self.suspects:
+            return ""
+        return "there was no answer of a model verdict and no image with a trigger; drop --only, or give --trigger"
+
+    @property
     def suspects(self) -> dict[str, tuple[int, ...]]:
         """The classes that each model verdict calls targets, by the defense with its settings; verdicts that name none
         as well.
