@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from gauntlet.audit.bundle import open_bundle, open_file, save_bundle
 from gauntlet.audit.report import headline
@@ -197,15 +198,30 @@ def test_an_answer_that_is_no_number_is_refused(command: str, here: Path, capsys
     assert not (here / "results").exists()
 
 
-def test_a_bundle_is_held_to_that_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def bundled(here: Path, weight: float) -> None:
+    """net.h5 as a bundle, with all weights of its last layer alike."""
     registry = Registry.discover()
     architecture = registry.build(Kind.MODEL, "keras_model", {"path": "net.h5"})
     network = open_file(here / "net.h5", "0..1", registry).networks[0]
-    network.body.get_submodule("dense").get_parameter("weight").data.fill_(3e38)
+    network.body.get_submodule("dense").get_parameter("weight").data.fill_(weight)
     facts = TaskFacts("bundle", (3, 8, 6), ("0", "1", "2"), (0,) * 3, (0,) * 3, (0,) * 3, "", "")
     save_bundle(here / "bundle", architecture, facts, (network,))
 
-    assert open_bundle(here / "bundle", registry).classes == 3
+
+def test_weights_of_an_odd_type_in_a_bundle_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundled(here, 1)
+    path = here / "bundle" / "repaired.safetensors"
+    save_file(load_file(path) | {"body.dense.bias": torch.zeros(3).to(torch.float8_e4m3fn)}, path)
+
+    assert main(["eval", "clean.h5", "bundle"]) == 2
+    due = "the tensor body.dense.bias has the type torch.float8_e4m3fn; legal: plain real numbers"
+    assert capsys.readouterr().err == f"gauntlet: {Path('bundle/repaired.safetensors')}: {due}\n"
+
+
+def test_a_bundle_is_held_to_that_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundled(here, 3e38)
+
+    assert open_bundle(here / "bundle", Registry.discover()).classes == 3
     assert main(["eval", "clean.h5", "bundle"]) == 2
     assert "the model answers infinity for " in capsys.readouterr().err
 

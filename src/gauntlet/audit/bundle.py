@@ -21,6 +21,7 @@ from gauntlet.audit.parts import model_reader
 from gauntlet.errors import DataError
 from gauntlet.facts import TaskFacts
 from gauntlet.files import fault
+from gauntlet.formats.states import odd_kind
 from gauntlet.images import to_float
 from gauntlet.network import Network
 from gauntlet.plugin import Kind, name_of
@@ -152,6 +153,8 @@ def _network(form: Network, folder: Path, name: str) -> Network:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} can't be read as safetensors: {error}") from None
+    if odd := next(((key, kind) for key, value in state.items() if (kind := odd_kind(value))), None):
+        raise DataError(f"{path}: the tensor {odd[0]} has the type {odd[1]}; legal: plain real numbers")
     if bad := next((key for key, value in state.items() if not value.isfinite().all()), ""):
         raise DataError(f"{path}: the tensor {bad} holds values that are not finite")
     try:

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gauntlet.errors import DataError, ShapeError
+from gauntlet.files import fault
 from gauntlet.formats.keras_weights import keras_arrays, load_keras
 from gauntlet.network import Network
 
-__all__ = ["SUFFIXES", "load_weights"]
+__all__ = ["SUFFIXES", "load_weights", "odd_kind"]
 
 SUFFIXES = (".h5", ".hdf5", ".safetensors", ".pt", ".pth")
 """Keras, safetensors, and what torch.save wrote of a state_dict."""
@@ -26,6 +27,21 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.", "_orig_mod.", "network.")
 _COUNTER = "num_batches_tracked"
 _ZIP = b"PK"
+# Of the others, torch can't even tell whether they are finite, or which of two values is less.
+_TYPES = frozenset(
+    {
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    }
+)
 
 
 @torch.no_grad()
@@ -53,6 +69,8 @@ def load_weights(network: Network, path: Path, shape: tuple[int, int, int]) -> b
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a state_dict or checkpoint that torch.save wrote, on the CPU."""
+    if path.exists() and (why := fault(path)):
+        raise DataError(f"{path}: {why}")
     try:
         size = path.stat().st_size
         if size > _LIMIT:
@@ -92,6 +110,20 @@ def _unpacked(path: Path) -> Any:
         ) from error
 
 
+def odd_kind(value: Tensor) -> str:
+    """What a tensor is, in a few words, where it isn't plain real numbers with their values; '' where it is.
+
+    A nested tensor has no shape to ask for, and one on the meta device no values: this must be asked first.
+    """
+    if value.is_nested:
+        return f"{value.dtype}, nested"
+    if value.is_meta:
+        return f"{value.dtype}, without its values (on the meta device)"
+    if value.layout is not torch.strided:
+        return f"{value.dtype}, {value.layout}"
+    return "" if value.dtype in _TYPES else str(value.dtype)
+
+
 def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], bool]:
     """The tensors by the names of the whole network, and whether its normalisation is among them."""
     named = dict(state)
@@ -124,6 +156,8 @@ def _check(named: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -
     # In the network's order: what the first layer says of its images explains what the last one says.
     for name, value in ((name, named[name]) for name in own if name in named):
         shown = name.removeprefix("body.")
+        if kind := odd_kind(value):
+            raise DataError(f"{where}: {shown} has the type {kind}; legal: plain real numbers")
         if value.shape != own[name].shape:
             raise ShapeError(
                 f"{where}: {shown} has the shape {list(value.shape)}; due: {list(own[name].shape)}",
@@ -131,8 +165,6 @@ def _check(named: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -
                 tuple(value.shape),
                 tuple(own[name].shape),
             )
-        if value.is_complex() or value.layout is not torch.strided or value.is_quantized:
-            raise DataError(f"{where}: {shown} has the type {value.dtype}; legal: plain real numbers")
         if not torch.isfinite(value).all():
             raise DataError(f"{where}: {shown} holds NaN or infinite values")
         if name.endswith("running_var") and value.min() < 0:
