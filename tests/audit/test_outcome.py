@@ -218,6 +218,27 @@ def test_weights_of_an_odd_type_in_a_bundle_are_refused(here: Path, capsys: pyte
     assert capsys.readouterr().err == f"gauntlet: {Path('bundle/repaired.safetensors')}: {due}\n"
 
 
+@pytest.mark.parametrize("command", ["eval", "predict"])
+@pytest.mark.parametrize("name", ["bundle.json", "repaired.safetensors", "model.json"])
+def test_what_is_no_file_in_a_bundle_is_not_read(
+    name: str, command: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundled(here, 1)
+    Image.new("RGB", (6, 8), "white").save("image.png")
+    given = {"eval": ["clean.h5", "bundle"], "predict": ["bundle", "image.png"]}[command]
+    path = here / "bundle" / name
+    path.unlink()
+    os.mkfifo(path)
+
+    assert main([command, *given]) == 2
+    assert path.name in (said := capsys.readouterr().err)
+    assert "it is a named pipe; due: a file" in said
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert main([command, *given]) == 2
+    assert "it is a device; due: a file" in capsys.readouterr().err
+
+
 def test_a_bundle_is_held_to_that_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundled(here, 3e38)
 

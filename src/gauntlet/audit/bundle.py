@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ __all__ = ["Bundle", "open_bundle", "open_file", "save_bundle"]
 
 _FORM = "bundle.json"
 _LIMIT = 1 << 31
+_FORM_LIMIT = 1 << 24
 _Side = Annotated[int, Field(ge=1, le=1 << 14)]
 
 
@@ -115,7 +117,9 @@ def open_bundle(folder: Path, registry: Registry) -> Bundle:
         form = _Form.model_validate(json.loads(_text(folder / _FORM)))
     except (ValidationError, ValueError, RecursionError) as error:
         raise DataError(f"{folder / _FORM} is no bundle's description: {_first(error)}") from None
-    architecture: Architecture = registry.build(Kind.MODEL, form.model, _absolute(form.settings, folder))
+    settings = _absolute(form.settings, folder)
+    _check_paths(settings, folder)
+    architecture: Architecture = registry.build(Kind.MODEL, form.model, settings)
     facts = _facts(form)
     architecture.check(facts)
     channels = form.shape[0]
@@ -147,6 +151,8 @@ def _network(form: Network, folder: Path, name: str) -> Network:
     path = folder / name
     if Path(name).name != name or not name.endswith(".safetensors"):
         raise DataError(f"{folder / _FORM}: {name!r} is no file of weights beside it; legal: NAME.safetensors")
+    if why := fault(path):
+        raise DataError(f"{path} can't be read as safetensors: {why}")
     try:
         if path.stat().st_size > _LIMIT:
             raise DataError(f"{path} has more than {_LIMIT >> 30} GiB")
@@ -169,13 +175,17 @@ def _facts(form: _Form) -> TaskFacts:
 
 
 def _text(path: Path) -> str:
+    why = fault(path.parent, folder=True)
+    if not why and (of_file := fault(path)):
+        why = f"{path.name}: {of_file}"
+    if why:
+        raise DataError(f"{path.parent} is no bundle: {why}")
     try:
-        if path.stat().st_size > 1 << 24:
-            raise DataError(f"{path} has more than 16 MiB")
+        if path.stat().st_size > _FORM_LIMIT:
+            raise DataError(f"{path} has more than {_FORM_LIMIT >> 20} MiB")
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        why = fault(path.parent, folder=True) or f"{path.name}: {error.strerror}"
-        raise DataError(f"{path.parent} is no bundle: {why}") from None
+        raise DataError(f"{path} can't be read: {error.strerror}") from None
 
 
 def _first(error: Exception) -> str:
@@ -199,6 +209,13 @@ def _absolute(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         name: str(folder / Path(value).name) if isinstance(value, str) and value.startswith("./") else value
         for name, value in settings.items()
     }
+
+
+def _check_paths(settings: dict[str, Any], folder: Path) -> None:
+    """Raise DataError for a setting that leads to a pipe or a device: the architecture would open it."""
+    for name, value in settings.items():
+        if isinstance(value, str) and os.path.lexists(value) and (why := fault(Path(value), folder=True)):
+            raise DataError(f"{folder / _FORM}: the setting {name}: {value}: {why}")
 
 
 def _remove(folder: Path) -> None:

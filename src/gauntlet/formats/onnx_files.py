@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gauntlet.errors import DataError
+from gauntlet.files import fault
 
 __all__ = ["OnnxFile", "library", "read_onnx", "shown", "values"]
 
@@ -95,6 +96,8 @@ def shown(name: str | bytes, most: int = 60) -> str:
 
 
 def _parsed(onnx: Any, path: Path) -> Any:
+    if path.exists() and (why := fault(path)):
+        raise DataError(f"{path}: {why}")
     try:
         size = path.stat().st_size
         if size > _LIMIT:
