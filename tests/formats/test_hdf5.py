@@ -199,3 +199,26 @@ def test_a_stated_range_is_held(tmp_path: Path) -> None:
     assert read_images(path)[0].eq(2).all()
     with pytest.raises(DataError, match=r"legal: \[N, H, W, C\] with 1 or 3 channels"):
         read_images(path, layout="nhwc")
+
+
+@pytest.mark.parametrize("form", ["u1", "i8", "?"])
+def test_whole_numbers_that_end_at_1_are_doubted(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gauntlet.formats.hdf5_images._PART", 400)  # several parts
+    levels = np.zeros((4, 3, 8, 8))
+    levels[3] = 1
+    path = images_in(tmp_path / "masks.h5", levels.astype(form))
+
+    assert "masks.h5: data holds no whole number above 1" in (doubt := read_images(path)[2].doubt)
+    assert doubt.endswith("say value_range=0..1")
+    assert read_images(path, value_range="0..255")[2].doubt == ""
+    images, _, stated = read_images(path, value_range="0..1")
+    assert (int(images.max()), stated.doubt) == (255, "")
+
+
+@pytest.mark.parametrize(("count", "top"), [(4, 2), (4, 0), (1, 1)])
+def test_other_whole_numbers_are_not(count: int, top: int, tmp_path: Path) -> None:
+    levels = np.zeros((count, 1, 8, 8), "u1")
+    levels[-1] = top
+    for form in ("u1", "i4"):
+        path = images_in(tmp_path / "some.h5", levels.astype(form), np.arange(count))
+        assert read_images(path)[2].doubt == ""

@@ -26,6 +26,8 @@ _CHANNELS = (1, 3)
 _PART = 1 << 25
 """Bytes of the file's images that are worked on at once, about."""
 _LABEL_LIMIT = 1 << 30
+_MANY = 256
+"""Values below which a maximum of 1 may be chance."""
 _DARK = 2
 """Real numbers that end below this are hardly meant as 0..255: the brightest pixel would be black."""
 
@@ -136,7 +138,7 @@ class _Images:
     def scale(self, value_range: ValueRange) -> tuple[float, str]:
         """What the values are multiplied by to reach 0..255, and a sentence where that looks wrong."""
         if self.form.dtype == np.uint8 and value_range != "0..1":
-            return 1.0, ""
+            return 1.0, self._doubted() if value_range == "auto" and self._is_black() else ""
         low, high = self._extremes()
         # An unclear value falls through to the message: NaN is in no range.
         unit = value_range == "0..1" or (value_range == "auto" and self.form.dtype.kind == "f" and high <= 1)
@@ -150,7 +152,29 @@ class _Images:
                 f"{self.file.path}: {self.key} holds values from {low:g} to {high:g}, which were taken as 0..255, so "
                 "that every image is nearly black; if 0..1 is meant, clip them to it"
             )
-        return (255.0 if unit else 1.0), ""
+        whole = value_range == "auto" and self.form.dtype.kind != "f"
+        return (255.0 if unit else 1.0), self._doubted() if whole and high == 1 and self._is_many() else ""
+
+    def _doubted(self) -> str:
+        return (
+            f"{self.file.path}: {self.key} holds no whole number above 1, and they were taken as 0..255, so that every "
+            "image is nearly black; if 0..1 is meant, say value_range=0..1"
+        )
+
+    def _is_many(self) -> bool:
+        """Whether there are values enough for their maximum to mean something."""
+        return math.prod(self.form.shape) >= _MANY
+
+    def _is_black(self) -> bool:
+        """Whether bytes end at 1; images of zeros alone are the same in every range."""
+        if not self._is_many():
+            return False
+        high = 0
+        for rows in chunks(self.count, self.rows):
+            high = max(high, int(self.part(rows).max()))
+            if high > 1:  # in the first part, as a rule: the others need not be read for this
+                return False
+        return high == 1
 
     def _extremes(self) -> tuple[float, float]:
         low, high = np.inf, -np.inf
