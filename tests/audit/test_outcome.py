@@ -274,6 +274,31 @@ def test_a_target_is_chosen_on_the_defenders_images(here: Path) -> None:
     assert 0 < share < 100
 
 
+@pytest.mark.parametrize("clean", ["clean.h5", "h5:clean.h5"])
+def test_the_evaluators_file_is_another_one(clean: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "alias.h5").symlink_to("clean.h5")
+
+    assert audit(f"--clean={clean}", "--test=alias.h5", "--only=none") == 2
+    assert capsys.readouterr().err.startswith("gauntlet: --test alias.h5 is what --clean names, so that ")
+    assert not (here / "results").exists()
+
+
+def test_the_evaluators_images_that_the_defender_has_are_counted(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with h5py.File("clean.h5") as file:
+        images, labels = file["data"][:], file["label"][:]
+    data(here / "others.h5", images[7:], labels[7:])
+    data(here / "first.h5", images[:10], labels[:10])
+    due = "gauntlet: warning: first.h5: 3 of 10 images stand in others.h5 as well, so that "
+
+    assert audit("--clean=others.h5", "--test=first.h5", "--only=none", "--min-clean-accuracy=0") == 0
+    assert due in capsys.readouterr().err
+    data(here / "first.h5", images[:7], labels[:7])
+    assert audit("--clean=others.h5", "--test=first.h5", "--only=none", "--min-clean-accuracy=0") == 0
+    assert "as well" not in capsys.readouterr().err
+
+
 def triggered(asr: tuple[int, int], untriggered: tuple[int, int]) -> AuditResult:
     """An undefended model, measured twice, whose trigger succeeds on so many of so many images, and without it."""
     made = record(seeds=(0, 1))
@@ -342,6 +367,23 @@ def test_what_is_no_file_is_said_to_be_what_it_is(
     assert audit(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.err == f"gauntlet: {message}\n"
+    assert not (here / "results").exists()
+
+
+@pytest.mark.parametrize("number", [0, -1])
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (("audit", "--model=net.h5", "--clean=clean.h5"), "--reserve"),
+        (("audit", "--model=net.h5", "--clean=clean.h5"), "--classes"),
+        (("eval", "clean.h5", "net.h5"), "--classes"),
+    ],
+)
+def test_numbers_are_counted_from_1(
+    arguments: tuple[str, ...], flag: str, number: int, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, f"{flag}={number}"]) == 2
+    assert capsys.readouterr().err == f"gauntlet: {flag} {number}: legal: from 1\n"
     assert not (here / "results").exists()
 
 

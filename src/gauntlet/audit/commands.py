@@ -53,11 +53,11 @@ def add_audit(commands: Any) -> None:
     )
     add("--trigger", action="append", default=[], metavar="PNG@X,Y[:TARGET]", help="a suspected trigger; repeatable")
     add("--input-range", choices=("0..1", "0..255"), default="0..1", help="what the model takes pixels as (0..1)")
-    add("--classes", type=int, default=0, metavar="N", help="number of classes (otherwise the file or the data say it)")
+    add("--classes", type=int, metavar="N", help="number of classes (otherwise the file or the data say it)")
     _images(parser)
     add("--suite", default="audit", metavar="NAME", help="suite that lists the defenses (audit)")
     add("--only", action="append", default=[], metavar="DEFENSE", help="only this defense of the suite; repeatable")
-    add("--reserve", type=int, default=0, metavar="N", help="clean images for the defender (otherwise all of its part)")
+    add("--reserve", type=int, metavar="N", help="clean images for the defender (otherwise all of its part)")
     add("--min-clean-accuracy", type=_share, metavar="S", help="gate of a repair (5 points below the model as it is)")
     add("--max-asr", type=_share, default=0.1, metavar="S", help="gate of a repair where a trigger is known (0.1)")
     add("--fail-if-suspicious", action="store_true", help="exit with 1 when the model is flagged or a trigger works")
@@ -100,7 +100,7 @@ def add_eval(commands: Any) -> None:
     parser.add_argument(
         "--input-range", choices=("0..1", "0..255"), default="0..1", help="what the model takes pixels as"
     )
-    parser.add_argument("--classes", type=int, default=0, metavar="N", help="number of classes")
+    parser.add_argument("--classes", type=int, metavar="N", help="number of classes")
     _images(parser)
     _plugin(parser)
     parser.set_defaults(command=_eval)
@@ -201,10 +201,11 @@ def _gated(found: AuditResult) -> int:
     return 0
 
 
-def _positive(flag: str, value: int) -> int:
-    if value < 0:
+def _positive(flag: str, value: int | None) -> int:
+    """The number, or 0 where none was given."""
+    if value is not None and value < 1:
         raise SettingError(f"{flag} {value}: legal: from 1")
-    return value
+    return value or 0
 
 
 def _progress() -> tuple[Progress, Callable[[], None]]:

@@ -118,6 +118,7 @@ def task_entry(request: Request, classes: int, registry: Registry) -> Entry:
     settings: dict[str, Any] = {**given, "path": path, "clean_only": True}
     if request.test is not None:
         _require(request.test, folder=True)
+        _require_another(request.test, Path(path))
         settings["test"] = str(request.test)
     if classes:
         settings["classes"] = classes
@@ -127,6 +128,14 @@ def task_entry(request: Request, classes: int, registry: Registry) -> Entry:
 def _require(path: Path, *, folder: bool = False) -> None:
     if why := fault(path, folder=folder):
         raise SettingError(f"{path}: {why}")
+
+
+def _require_another(test: Path, clean: Path) -> None:
+    if os.path.lexists(clean) and test.samefile(clean):
+        raise SettingError(
+            f"--test {test} is what --clean names, so that defenses would be judged on images that they have seen; "
+            "leave --test out, and one half is kept for the evaluator, or give other images"
+        )
 
 
 def _reader(registry: Registry, kind: Kind, suffix: str) -> str | None:

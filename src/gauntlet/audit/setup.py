@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from gauntlet.dataset import facts
 from gauntlet.errors import DataError, SettingError, nearest
 from gauntlet.expansion import cells
 from gauntlet.facts import TaskFacts
+from gauntlet.images import ImageSet, chunks
 from gauntlet.mounting import mount
 from gauntlet.network import Network
 from gauntlet.options import Options
@@ -81,6 +83,11 @@ def open_audit(request: Request, options: Options, warn: Warn, progress: Progres
     progress.step("looking what the model answers")
     network = _handed(*pairs[0], request, context)
     clean = _clean(network, pairs[0][0], context)
+    if request.test is not None and (copies := _copies(pairs[0][0], context)):
+        warn(
+            f"{request.test}: {copies.hits:,} of {copies.n:,} images stand in {request.clean} as well, so that "
+            "defenses are judged on images that they have seen; give others"
+        )
     if any(trigger.target is None for trigger in request.triggers):
         progress.step("looking where the triggers lead")
         found = tuple(_aimed(request.triggers, network, pairs[0][0], context))
@@ -106,6 +113,20 @@ def _clean(network: Network, case: Case, context: Context) -> Counts:
     check_answers(answers, "clean images")
     right = answers.argmax(1) == torch.cat([part.labels for part in parts])
     return Counts(hits=int(right.sum()), n=len(right))
+
+
+def _copies(case: Case, context: Context) -> Counts | None:
+    """How many of the evaluator's images the defender has as well, byte by byte; None where there are none."""
+    data = tools_for(case, case.seeds[0], context).data
+    known, shown = (list(_digests(part)) for part in (data.reserve_pool, data.test.open()))
+    hits = sum(map(frozenset(known).__contains__, shown))
+    return Counts(hits=hits, n=len(shown)) if hits else None
+
+
+def _digests(part: ImageSet) -> Iterator[bytes]:
+    for rows in chunks(len(part), 1024):
+        for image in part.images(rows).numpy():
+            yield hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def _handed_over(
