@@ -155,7 +155,8 @@ def test_a_model_that_guesses_is_no_finding(here: Path, capsys: pytest.CaptureFi
 def test_a_gate_that_nobody_checked_is_not_passed(
     clean: str, why: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert audit(f"--clean={clean}", "--only=none", "--fail-if-suspicious") == 2
+    suite(here, '{ name = "strip", blends = 2 }')
+    assert audit(f"--clean={clean}", "--only=strip", "--fail-if-suspicious") == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"gauntlet: --fail-if-suspicious: the gate was not checked: {why}")
 
