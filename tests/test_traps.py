@@ -492,7 +492,7 @@ def _noise_at_test_time(patch: pytest.MonkeyPatch) -> None:
     real = CleanLabel.trigger
 
     def noisy(self: CleanLabel, images: Tensor) -> Tensor:
-        noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) * 0.3
+        noise = torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(0)) * 0.3
         return real(self, (images + noise).clamp(0, 1))
 
     patch.setattr(CleanLabel, "trigger", noisy)
