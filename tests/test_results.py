@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import math
 import os
-import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +17,7 @@ from gauntlet.plugin import Kind
 from gauntlet.records import Record, Status
 from gauntlet.report import Report, ReportUnavailableError
 from gauntlet.results import DUE, RECORDS, ResultsWriter, new_folder, read_records, run_name, write_reports
+from tests.full_disk import room_for
 from tests.sample_records import record, sample
 
 
@@ -272,17 +271,6 @@ def test_a_folder_that_can_not_be_written_is_a_user_error(tmp_path: Path) -> Non
     (tmp_path / "run" / RECORDS).mkdir(parents=True)
     with pytest.raises(DataError, match="can't be written"):
         ResultsWriter(tmp_path / "run", silent)
-
-
-@contextmanager
-def room_for(count: int) -> Iterator[None]:
-    """No file may grow beyond `count` bytes: writes fail midway, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_is_full_for_a_while_leaves_no_half_record(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from gauntlet.records import SeedScore
 from gauntlet.session import open_context
 from gauntlet.store import Store
 from gauntlet.tensorboard import TensorBoard
+from tests.full_disk import room_for
 from tests.sample_cases import CaseMaker
 
 RECIPE = Recipe(epochs=2.5, batch_size=128, optimizer="sgd", learning_rate=0.5, schedule="linear")
@@ -187,17 +187,6 @@ def test_a_folder_that_can_not_be_written_is_refused_before_anything_runs(tmp_pa
     options = Options(store=tmp_path / "store", tensorboard=tmp_path / "file" / "board")
     with pytest.raises(SettingError, match=r"--tensorboard .*/board can't be written: Not a directory"):
         open_context(options, pytest.fail)
-
-
-@contextmanager
-def room_for(count: int) -> Iterator[None]:
-    """No file may grow beyond `count` bytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("room", [0, 250], ids=["from-the-first", "from-the-second"])
