@@ -13,18 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from gauntlet.attack import Family, Mounted
+from gauntlet.attack import Backdoor, Family, Mounted
 from gauntlet.defense import Filter, Repair
 from gauntlet.errors import GauntletError, WrittenError
 from gauntlet.guard import Role
 from gauntlet.images import Images
-from gauntlet.labels import LabelMap
+from gauntlet.labels import AllToOne, LabelMap
 from gauntlet.network import Network
 from gauntlet.patch import PatchTrigger
 from gauntlet.pipeline import Context, run
 from gauntlet.poisoning import Poisoning
 from gauntlet.recipe import Recipe
 from gauntlet.store import Store
+from gauntlet.testsets import stamp
 from gauntlet.turns import turn
 from gauntlet.views import AttackerView, DefenderView, Draws
 from tests.sample_cases import CaseMaker
@@ -237,6 +238,15 @@ class Switching(Repair):
     def repair(self, view: DefenderView) -> Network:
         torch.set_grad_enabled(False)
         return view.victim
+
+
+def test_a_trigger_switches_nothing_for_others() -> None:
+    def darken(images: Images) -> Images:
+        torch.set_grad_enabled(False)
+        return images / 2
+
+    assert stamp(Backdoor("backdoor", darken, AllToOne(0)), torch.full((3, 1, 4, 4), 8, dtype=torch.uint8)).eq(4).all()
+    assert torch.is_grad_enabled()
 
 
 def test_gradients_are_there_for_the_next_defense(own: Context, make_case: CaseMaker) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -65,16 +64,16 @@ def run_name(suite: str, now: datetime) -> str:
 def new_folder(results: Path, name: str) -> Path:
     """Make a folder that no other run has: two may begin within one second. Raises DataError when it can't be made."""
     name = run_name(name, datetime.now(UTC).astimezone())
-    for suffix in itertools.chain([""], map("-{}".format, itertools.count(2))):
-        folder = results / f"{name}{suffix}"
+    number = 1
+    while True:
+        folder = results / (name if number == 1 else f"{name}-{number}")
         try:
             folder.mkdir(parents=True)
+            return folder
         except FileExistsError:
-            continue
+            number += 1
         except OSError as error:
             raise _unwritable(folder, error) from error
-        return folder
-    raise AssertionError("numbers end nowhere")
 
 
 class ResultsWriter:

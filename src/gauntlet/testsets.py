@@ -18,6 +18,7 @@ from gauntlet.images import ImageSet, checked_images, checked_levels, chunks, to
 from gauntlet.maths.distances import per_image, summary
 from gauntlet.memory import Memory
 from gauntlet.plugin import name_of
+from gauntlet.switches import switches_kept
 from gauntlet.turns import turn
 from gauntlet.views import Draws
 
@@ -40,7 +41,7 @@ def stamp(backdoor: Backdoor, images: Tensor, attack: str = "the attack") -> Ten
         return to_uint8(checked_images(backdoor.trigger(to_float(given)), given.shape, who))
 
     # A run doesn't hang on what others have drawn, not even one that is refused.
-    with randomness.seeded(0, "trigger", backdoor.name):
+    with switches_kept(), randomness.seeded(0, "trigger", backdoor.name):
         for part in chunks(len(images), PART):
             stamped[part] = triggered(images[part])
         for place in range(0, len(images), max(1, -(-len(images) // _ALONE))):
