@@ -36,6 +36,7 @@ REST = 0.1
 
 _DUELS = pytest.StashKey[list[list[str]]]()
 _LIMITS = pytest.StashKey[list[list[str]]]()
+_FIGURES = pytest.StashKey[list[list[str]]]()
 
 Duel = Callable[..., None]
 Versus = Callable[[float, float, str, float], None]
@@ -100,6 +101,16 @@ def within(request: pytest.FixtureRequest) -> Within:
     def note(found: float, limit: float, unit: str) -> None:
         rows = request.config.stash.setdefault(_LIMITS, [])
         rows.append([request.node.name, f"{found:.3g} {unit}", f"{limit:g} {unit}"])
+
+    return note
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Note something measured that has no goal of its own: figure("815 TFLOP/s")."""
+
+    def note(text: str) -> None:
+        request.config.stash.setdefault(_FIGURES, []).append([request.node.name, text])
 
     return note
 
@@ -182,10 +193,11 @@ def _fail(warning: str) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The ratios, and the machine that they were measured on."""
-    duels, limits = config.stash.get(_DUELS, []), config.stash.get(_LIMITS, [])
+    duels, limits, figures = (config.stash.get(key, []) for key in (_DUELS, _LIMITS, _FIGURES))
     for title, headers, rows in (
         ("ratios (medians, in turns)", ("work", "ours, s", "against", "theirs, s", "ratio", "goal"), duels),
         ("amounts", ("work", "measured", "at most"), limits),
+        ("figures", ("work", "measured"), figures),
     ):
         if rows:
             terminalreporter.section(title)

@@ -20,8 +20,16 @@ def threads() -> Iterator[None]:
 def test_the_cores_are_shared_out(cores: int, workers: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharing, "cores", lambda: cores)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    torch.set_num_threads(cores)
     assert share("auto", 0, workers) == "auto"
     assert torch.get_num_threads() == expected
+
+
+def test_fewer_threads_that_were_asked_for_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "cores", lambda: 8)
+    torch.set_num_threads(1)
+    share("cpu", 0, 2)
+    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from gauntlet.expansion import cells, expand, merged, unmatched
 from gauntlet.facts import TaskFacts
 from gauntlet.fingerprint import fingerprint
 from gauntlet.gates import Verdict, judge
-from gauntlet.measure import cores
 from gauntlet.options import Options
 from gauntlet.paths import suite_folders
 from gauntlet.pipeline import Context, Outcome, run, victim_key
@@ -28,6 +27,7 @@ from gauntlet.recorder import unrecorded
 from gauntlet.records import Record, Status
 from gauntlet.registry import Registry
 from gauntlet.settings import changed
+from gauntlet.sharing import threads_each
 from gauntlet.store import Store
 from gauntlet.suite import Suite, find_suite, read_suite
 from gauntlet.task import LoadContext, TaskSource
@@ -67,7 +67,7 @@ class Session:
 
     def plan(self, cases: Sequence[Case], workers: int = 1) -> Plan:
         """What the cases will cost in each of so many processes, which share the cores out."""
-        threads = max(1, cores() // workers) if workers > 1 else 0
+        threads = threads_each(workers) if workers > 1 else 0
         return make_plan(cases, self.context, Costs(self.context, self.facts, threads))
 
     def attempt(self, case: Case, choice: Choice | None = None) -> tuple[Record, Exception | None]:
