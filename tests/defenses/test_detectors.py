@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from statistics import fmean
 
@@ -38,7 +39,8 @@ def share(counts: Counts) -> float:
 def view_of(case: Case, context: Context, reserve: int = 100) -> DefenderView:
     tools = tools_for(case, 0, context)
     mounted = mount(case.attack, tools).value
-    return defender_view(case.defense, case.attack, mounted, mounted.network, reserve, tools)
+    # What is mounted is shared by the session, and a repair trains in place.
+    return defender_view(case.defense, case.attack, mounted, copy.deepcopy(mounted.network), reserve, tools)
 
 
 @pytest.fixture
@@ -116,8 +118,8 @@ def test_neural_cleanse_names_the_target_and_unlearns_it(context: Context, make_
 
 
 def test_neural_cleanse_does_not_flag_a_clean_victim(context: Context, make_case: CaseMaker) -> None:
-    # After 150 steps a class stood out on one CPU of three, in one of 12 searches there.
-    longer = BRIEF | {"steps": 300}
+    # After 150 steps a class stood out on one CPU of three, after 300 under torch 2.11: the search is brief.
+    longer = BRIEF | {"steps": 600}
     outcome = run(make_case("none", "neural_cleanse", defense_settings=longer, seeds=SEEDS), context)
 
     for score in outcome.scores:
