@@ -249,6 +249,7 @@ def test_a_bundle_can_be_moved(audited: tuple[Path, int], tmp_path: Path) -> Non
         (("--model={model}", "--network=simple_cnn", "--clean={clean}", "--reserve=100000"), "--reserve 100000"),
         (("--model={model}", "--network=simple_cnn", "--clean={clean}", "--min-clean-accuracy=90"), "is no share"),
         (("--model={model}", "--network=simple_cnn", "--clean={clean}", "--suite=audot"), "did you mean audit"),
+        (("--model={model}", "--network=simple_cnn", "--clean={clean}", "--suite=quick"), "none trains a victim"),
         (("--model={model}", "--network=simple_cnn", "--clean={clean}", "--device=tpu"), "unknown device 'tpu'"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gauntlet.attack import Attack
+from gauntlet.attack import Attack, Family
 from gauntlet.audit.answers import check_answers
 from gauntlet.audit.parts import Declared, check_fit, declared_by, hinted, model_entry, task_of
 from gauntlet.audit.request import Request, Suspicion
@@ -25,9 +25,11 @@ from gauntlet.network import Network
 from gauntlet.options import Options
 from gauntlet.paths import suite_folders
 from gauntlet.pipeline import Context, tools_for
+from gauntlet.plugin import Kind
 from gauntlet.progress import Progress
 from gauntlet.recipe import Recipe
 from gauntlet.records import Counts
+from gauntlet.registry import Registry
 from gauntlet.session import Session, open_context, settle, timestamp
 from gauntlet.settings import build
 from gauntlet.suite import Entry, Suite, find_suite, read_suite
@@ -66,6 +68,7 @@ def open_audit(request: Request, options: Options, warn: Warn, progress: Progres
     context = open_context(options, warn, progress)
     suite = read_suite(find_suite(request.suite, suite_folders()))
     registry = context.registry
+    mounted = _mounted(suite, registry)
     architecture, weights = model_entry(request, registry)
     declared = declared_by(registry, architecture)
     task = task_of(request, registry, declared)
@@ -73,7 +76,7 @@ def open_audit(request: Request, options: Options, warn: Warn, progress: Progres
 
     def made(triggers: tuple[Suspicion, ...]) -> list[tuple[Case, TaskFacts]]:
         settings = _handed_over(request, weights, triggers, task.settings.get("size"))
-        attack = Entry(name=suite.attacks[0].name, settings=suite.attacks[0].settings | settings)
+        attack = Entry(name=mounted.name, settings=mounted.settings | settings)
         return list(_cases(request, suite, options, context, (task, architecture, attack), declared))
 
     pairs = made(tuple(replace(trigger, target=trigger.target or 0) for trigger in request.triggers))
@@ -95,6 +98,18 @@ def open_audit(request: Request, options: Options, warn: Warn, progress: Progres
     cases = tuple(case for case, _ in pairs)
     session = Session(context, cases, {case.task_name: known for case, known in pairs}, (), timestamp())
     return Audit(request, session, found, clean)
+
+
+def _mounted(suite: Suite, registry: Registry) -> Entry:
+    """The suite's attack, which the files become; SettingError where it would train a victim of its own."""
+    attack = suite.attacks[0]
+    known = registry.find(Kind.ATTACK, attack.name)
+    if known is not None and known.family is not Family.HANDED_OVER:
+        raise SettingError(
+            f"{suite.file}: its attack {attack.name} trains a victim and takes no model that somebody handed over; "
+            "legal: audit, or a suite of your own whose attack is handed_over"
+        )
+    return attack
 
 
 def _handed(case: Case, known: TaskFacts, request: Request, context: Context) -> Network:
