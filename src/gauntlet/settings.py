@@ -296,7 +296,9 @@ def _legal(schema: Mapping[str, Any], hint: object) -> str:
         ("exclusiveMaximum", "<"),
     ):
         if key in schema:
-            bounds.append(f"{sign} {schema[key]}")
+            # Some versions of pydantic give whole bounds of floats as 0.0.
+            bound = schema[key]
+            bounds.append(f"{sign} {int(bound) if bound == int(bound) else bound}")
     kind = schema.get("type") or getattr(hint, "__name__", str(hint))
     return " ".join([str(kind), ", ".join(bounds)]).strip()
 

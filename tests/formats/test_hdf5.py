@@ -65,7 +65,11 @@ def _bomb(path: Path) -> None:
 
 
 def _huge_chunk(path: Path) -> None:
-    made(path, lambda file: file.create_dataset("data", (4, 1, 2**15, 2**15), "f8", maxshape=(None,) * 4, chunks=(2, 1, 2**14, 2**15)))  # fmt: skip
+    size, chunk = (4, 1, 2**15, 2**15), (2, 1, 2**14, 2**15)
+    try:
+        made(path, lambda file: file.create_dataset("data", size, "f8", maxshape=(None,) * 4, chunks=chunk))
+    except ValueError as error:
+        pytest.skip(f"this HDF5 writes no such chunk: {error}")
 
 
 def _virtual(path: Path) -> None:

@@ -25,7 +25,9 @@ VOID = {"meta", "input", "br", "link", "wbr"}
 
 def test_csv_reads_back_as_the_long_table() -> None:
     records = sample(missing=[("clean_label", "fine_tuning")])
-    table = pd.read_csv(io.StringIO(Csv().render(records)), keep_default_na=False, na_values=[""])
+    table = pd.read_csv(
+        io.StringIO(Csv().render(records)), keep_default_na=False, na_values=[""], float_precision="round_trip"
+    )
     assert table["id"].tolist() == [each.id for each in records]
     assert table["status"].tolist() == [each.status for each in records]
     assert table["attack"].tolist() == [each.attack for each in records]
