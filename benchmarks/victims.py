@@ -21,7 +21,7 @@ from gauntlet.store import Store
 from gauntlet.suite import read_suite
 from gauntlet.task import LoadContext
 
-__all__ = ["SUITES", "Made", "make"]
+__all__ = ["Made", "make"]
 
 SUITES = Path(__file__).parents[1] / "bench"
 
