@@ -120,7 +120,7 @@ def test_neural_cleanse_names_the_target_and_unlearns_it(context: Context, make_
 def test_neural_cleanse_does_not_flag_a_clean_victim(context: Context, make_case: CaseMaker) -> None:
     # After 150 steps a class stood out on one CPU of three, after 300 under torch 2.11: the search is brief.
     longer = BRIEF | {"steps": 600}
-    outcome = run(make_case("none", "neural_cleanse", defense_settings=longer, seeds=SEEDS), context)
+    outcome = run(make_case("none", "neural_cleanse", defense_settings=longer, seeds=SEEDS[:2]), context)
 
     for score in outcome.scores:
         assert score.verdict
