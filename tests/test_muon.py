@@ -56,7 +56,6 @@ def moved(
     return weight.detach()
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
 @pytest.mark.parametrize("shape", [(12, 12), (6, 40), (40, 6)])
 def test_steps_equal_those_of_torch(shape: tuple[int, int]) -> None:
     start, gradients = drawn(shape, 0), [drawn(shape, seed) for seed in range(1, 6)]

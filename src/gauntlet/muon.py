@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
     Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; a convolution's weight counts as a
     matrix with a row an output channel. The update is scaled by sqrt(max(1, rows / columns)), so that one rate suits
     all shapes. Differs: float32 throughout, where the original iterates in bfloat16. lr: length of a step in each
-    singular direction. torch.optim.Muon (from torch 2.9) computes the same for plain matrices alone.
+    singular direction. torch.optim.Muon computes the same for plain matrices alone.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.9, weight_decay: float = 0.0):

@@ -24,7 +24,7 @@ def _flag(owner: object, name: str) -> _Switch:
 _BACKENDS = (torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn)
 _OPERATIONS = [getattr(backend, name, None) for backend in _BACKENDS for name in ("matmul", "conv", "rnn")]
 _PRECISIONS = [owner for owner in (torch.backends, *_BACKENDS, *_OPERATIONS) if hasattr(owner, "fp32_precision")]
-"""From torch 2.9; what was set by them no longer answers to the two names of before, which therefore come after."""
+"""What was set by them no longer answers to the two earlier names, which therefore come after."""
 
 _SWITCHES: tuple[_Switch, ...] = (
     *(_flag(owner, "fp32_precision") for owner in _PRECISIONS),
